@@ -1,0 +1,221 @@
+"""Values that flow from the calculation graph (``felix.graph``) to the dataplane (``felix.render``, ``felix.apply``).
+
+This is the border between deciding *what* a node must enforce and *how* the kernel is told. Everything is frozen and
+compares by value. Names follow Felix's own messages; the rules hold ids of ip sets instead of selectors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeAlias
+
+Action: TypeAlias = Literal["allow", "deny", "pass", "log"]
+SetType: TypeAlias = Literal["net", "ip,port"]
+
+
+class PolicyID(NamedTuple):
+    """A policy by kind (``NetworkPolicy``, ``GlobalNetworkPolicy``), namespace ("" for global kinds) and name."""
+
+    kind: str
+    namespace: str
+    name: str
+
+
+class EndpointID(NamedTuple):
+    """A workload endpoint as Felix names it: orchestrator, ``<namespace>/<workload>``, endpoint (``eth0``)."""
+
+    orchestrator: str
+    workload: str
+    endpoint: str
+
+
+class PortRange(NamedTuple):
+    """Ports ``first``..``last``, both included; a single port has them equal."""
+
+    first: int
+    last: int
+
+
+class ICMP(NamedTuple):
+    """ICMP type, and code or None for any."""
+
+    type: int
+    code: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a rule asks of one side of a packet; all given parts must hold. Empty = no condition.
+
+    Attributes:
+        nets: CIDRs, the side's address is in one of them. May mix families: each table uses its own and, if that
+            leaves a non-empty list empty, leaves the rule out.
+        ip_sets: ids of ``net`` sets; the address is in *every one* of them.
+        ports: numeric ports; with ``named_ports`` the port matches if it is in either.
+        named_ports: ids of ``ip,port`` sets; in one of them.
+        services: ids of ``ip,port`` sets of services; in every one of them.
+        not_nets, not_ip_sets, not_ports, not_named_ports: the address/port is in none of them.
+    """
+
+    nets: tuple[str, ...] = ()
+    ip_sets: tuple[str, ...] = ()
+    ports: tuple[PortRange, ...] = ()
+    named_ports: tuple[str, ...] = ()
+    services: tuple[str, ...] = ()
+    not_nets: tuple[str, ...] = ()
+    not_ip_sets: tuple[str, ...] = ()
+    not_ports: tuple[PortRange, ...] = ()
+    not_named_ports: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One policy or profile rule, ready to render.
+
+    Attributes:
+        protocol, not_protocol: lower-case name (``tcp udp icmp icmpv6 sctp udplite``) or number.
+        annotations: ``k=v`` texts for rule comments.
+    """
+
+    action: Action
+    ip_version: Literal[4, 6] | None = None
+    protocol: str | int | None = None
+    not_protocol: str | int | None = None
+    src: Match = Match()
+    dst: Match = Match()
+    icmp: ICMP | None = None
+    not_icmp: ICMP | None = None
+    annotations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ActivePolicy:
+    """A policy that selects at least one local endpoint. ``staged`` ones are listed but never enforced."""
+
+    id: PolicyID
+    tier: str
+    inbound: tuple[Rule, ...]
+    outbound: tuple[Rule, ...]
+    selector: str = ""
+    staged: bool = False
+    untracked: bool = False
+    pre_dnat: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveProfile:
+    """A profile that a local endpoint names. A missing one is emitted as deny in both directions (fail closed)."""
+
+    name: str
+    inbound: tuple[Rule, ...]
+    outbound: tuple[Rule, ...]
+    missing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TierInfo:
+    """One tier of an endpoint: its policies in order, per direction. Present only if one of its policies matches."""
+
+    name: str
+    default_action: Literal["Deny", "Pass"]
+    ingress: tuple[PolicyID, ...]
+    egress: tuple[PolicyID, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadEndpoint:
+    """A local pod interface and everything that applies to it.
+
+    Attributes:
+        interface: host end of the veth, e.g. ``cali0a1b2c3d4e5``.
+        mac: the pod's MAC or "".
+        nets: /32 and /128 texts.
+        tiers: in evaluation order.
+        profiles: names, in order.
+        spoof_prefixes: extra source prefixes the pod may use.
+    """
+
+    id: EndpointID
+    interface: str
+    mac: str
+    nets: tuple[str, ...]
+    tiers: tuple[TierInfo, ...]
+    profiles: tuple[str, ...]
+    admin_up: bool = True
+    spoof_prefixes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IPSet:
+    """A whole ip set. ``members`` of type ``net``: canonical CIDR texts (bare address for a host prefix), of both
+    families; of type ``ip,port``: ``10.0.0.1,tcp:80``. The dataplane splits them by family.
+    """
+
+    id: str
+    type: SetType
+    members: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class IPSetDelta:
+    """A change of a set that was sent before."""
+
+    id: str
+    added: frozenset[str]
+    removed: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """An IP pool as NAT and the all-pools set need it."""
+
+    cidr: str
+    nat_outgoing: bool
+    ipip_mode: str = "Never"
+    vxlan_mode: str = "Never"
+    load_balancer_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A node's addresses, bare, "" when it has none of the family."""
+
+    name: str
+    ipv4: str = ""
+    ipv6: str = ""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What one flush of the graph says. Each map holds the new value, or None when the thing is gone.
+
+    Apply in this order: sets created and grown, policies, profiles, endpoints, then removals, sets last. Nothing may
+    be applied before ``in_sync`` was True once.
+
+    Attributes:
+        blocks: CIDR text of blocks affine to this node (for blackhole routes) -> True, or None when gone.
+        config: the effective Felix parameters (``InterfacePrefix`` -> ``cali``) when they changed, else None.
+        in_sync: the first complete snapshot of the datastore is contained in what was flushed so far.
+    """
+
+    ip_sets: dict[str, IPSet | IPSetDelta | None] = field(default_factory=dict)
+    policies: dict[PolicyID, ActivePolicy | None] = field(default_factory=dict)
+    profiles: dict[str, ActiveProfile | None] = field(default_factory=dict)
+    endpoints: dict[EndpointID, WorkloadEndpoint | None] = field(default_factory=dict)
+    pools: dict[str, Pool | None] = field(default_factory=dict)
+    hosts: dict[str, Host | None] = field(default_factory=dict)
+    blocks: dict[str, bool | None] = field(default_factory=dict)
+    config: dict[str, str] | None = None
+    in_sync: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.ip_sets
+            or self.policies
+            or self.profiles
+            or self.endpoints
+            or self.pools
+            or self.hosts
+            or self.blocks
+            or self.config is not None
+        )
