@@ -12,12 +12,14 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
 from calipy.errors import KernelError
 from calipy.kernel import netlink
 from calipy.kernel.netlink import NetlinkSocket
 from calipy.net import Family, IPAddress, NextHop, Prefix, Route, RouteKind
+
+Scope: TypeAlias = Literal["global", "link", "host", "nowhere"]
 
 RTM_NEWROUTE: Final = 24
 RTM_DELROUTE: Final = 25
@@ -46,7 +48,8 @@ _KINDS: Final[dict[RouteKind, int]] = {
     "throw": 9,
 }
 _KIND_NAMES: Final = {number: name for name, number in _KINDS.items()}
-_SCOPES: Final = {"global": 0, "link": 253, "host": 254, "nowhere": 255}
+_KINDS_WITH_HOPS: Final = frozenset({"unicast", "local", "other"})
+_SCOPES: Final[dict[Scope, int]] = {"global": 0, "link": 253, "host": 254, "nowhere": 255}
 _SCOPE_NAMES: Final = {number: name for name, number in _SCOPES.items()}
 
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
@@ -141,8 +144,8 @@ class RouteTable:
                     return []
                 raise
         families: tuple[Family, ...] = (4, 6) if family is None else (family,)
-        names = InterfaceNames(self._netlink)
-        return [route for one in families for route in self._dump_family(one, protocol, index, table, names)]
+        decoder = RouteDecoder(self._netlink)
+        return [route for one in families for route in self._dump_family(one, protocol, index, table, decoder)]
 
     def apply(
         self, *, delete: Iterable[Route] = (), replace: Iterable[Route] = (), add: Iterable[Route] = ()
@@ -190,10 +193,10 @@ class RouteTable:
         if source:
             body += netlink.attribute(2, source.packed)
         reply = self._netlink.get(f"route to {address}", netlink.message(_RTM_GETROUTE, 0, body))
-        return decode(reply.body, InterfaceNames(self._netlink))
+        return RouteDecoder(self._netlink).decode(reply.body)
 
     def _dump_family(
-        self, family: Family, protocol: int | None, index: int | None, table: int | None, names: InterfaceNames
+        self, family: Family, protocol: int | None, index: int | None, table: int | None, decoder: RouteDecoder
     ) -> list[Route]:
         af = socket.AF_INET if family == 4 else socket.AF_INET6
         body = _RTMSG.pack(af, 0, 0, 0, _TABLE_UNSPECIFIED, protocol or 0, 0, 0, 0)
@@ -207,7 +210,7 @@ class RouteTable:
             if error.code in {errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP}:  # empty table, IPv6 disabled
                 return []
             raise
-        return [decode(body, names) for kind, body in replies if kind == RTM_NEWROUTE]
+        return [decoder.decode(body) for kind, body in replies if kind == RTM_NEWROUTE]
 
     def _delete_body(self, route: Route) -> bytes:
         wanted = as_kernel(route)
@@ -242,79 +245,82 @@ class RouteTable:
         return index
 
 
-class InterfaceNames:
-    """Interface names by index, each looked up once; keep it no longer than one dump, names change."""
+class RouteDecoder:
+    """Turns route messages into ``Route`` values. Keep it no longer than one dump: interfaces may be renamed.
+
+    Routes share few ways out, so each next hop is built, and each interface name asked for, once.
+    """
 
     def __init__(self, socket_: NetlinkSocket) -> None:
+        """Interface names are those of the namespace of ``socket_``."""
         self._netlink = socket_
-        self._cache: dict[int, str] = {}
+        self._names: dict[int, str] = {0: ""}
+        self._ways: dict[tuple[bytes | None, bytes | None, bytes | None, int], tuple[NextHop, ...]] = {}
 
-    def __getitem__(self, index: int) -> str:
-        name = self._cache.get(index)
+    def decode(self, body: bytes) -> Route:
+        """The route in a NEWROUTE or DELROUTE message, given without its netlink header."""
+        family, bits, _source_bits, _tos, table, protocol, scope, kind_number, flags = _RTMSG.unpack_from(body)
+        found = netlink.attributes(body, _RTMSG.size)
+        get = found.get
+        dst: Prefix
+        number = int.from_bytes(get(_RTA_DST, b""), "big")
+        dst = IPv4Network((number, bits)) if family == socket.AF_INET else IPv6Network((number, bits))
+        kind: RouteKind = _KIND_NAMES.get(kind_number, "other")
+        hops: tuple[NextHop, ...] = ()
+        if kind in _KINDS_WITH_HOPS:
+            several = get(_RTA_MULTIPATH)
+            hops = self._hops(several) if several else self._way(found, flags & _RTNH_F_ONLINK)
+        if family == socket.AF_INET6 and kind == "unicast" and not any(hop.gateway for hop in hops):
+            scope = _SCOPES["link"]
+        source = get(_RTA_PREFSRC)
+        metric = get(_RTA_PRIORITY)
+        full_table = get(_RTA_TABLE)
+        return Route(
+            dst,
+            kind,
+            hops,
+            protocol,
+            _u32(metric) if metric else 0,
+            _SCOPE_NAMES.get(scope, "global"),
+            _address(source) if source else None,
+            _u32(full_table) if full_table else table,
+        )
+
+    def _way(self, found: dict[int, bytes], onlink: int) -> tuple[NextHop, ...]:
+        key = (found.get(_RTA_OIF), found.get(_RTA_GATEWAY), found.get(_RTA_VIA), onlink)
+        way = self._ways.get(key)
+        if way is None:
+            interface, gateway, via, _ = key
+            index = _u32(interface) if interface else 0
+            address = _gateway_address(gateway, via)
+            way = (NextHop(address, self._name(index), bool(onlink)),) if index or address else ()
+            self._ways[key] = way
+        return way
+
+    def _hops(self, data: bytes) -> tuple[NextHop, ...]:
+        hops: list[NextHop] = []
+        offset = 0
+        while offset + _NEXT_HOP.size <= len(data):
+            size, flags, others, index = _NEXT_HOP.unpack_from(data, offset)
+            if size < _NEXT_HOP.size:
+                break
+            found = netlink.attributes(data[offset + _NEXT_HOP.size : offset + size])
+            address = _gateway_address(found.get(_RTA_GATEWAY), found.get(_RTA_VIA))
+            hops.append(NextHop(address, self._name(index), bool(flags & _RTNH_F_ONLINK), others + 1))
+            offset += (size + 3) & ~3
+        return tuple(hops)
+
+    def _name(self, index: int) -> str:
+        name = self._names.get(index)
         if name is None:
-            name = self._cache[index] = self._netlink.name_of(index)
+            name = self._names[index] = self._netlink.name_of(index)
         return name
 
 
-def decode(body: bytes, names: InterfaceNames) -> Route:
-    """A NEWROUTE or DELROUTE message without its netlink header as a ``Route``."""
-    family, bits, _src_bits, _tos, table, protocol, scope, kind_number, flags = _RTMSG.unpack_from(body)
-    found = netlink.attributes(body, _RTMSG.size)
-    packed = found.get(_RTA_DST)
-    dst: Prefix
-    if family == socket.AF_INET:
-        dst = IPv4Network((int.from_bytes(packed or b"", "big"), bits))
-    else:
-        dst = IPv6Network((int.from_bytes(packed or b"", "big"), bits))
-    kind: RouteKind = _KIND_NAMES.get(kind_number, "other")
-    hops: tuple[NextHop, ...] = ()
-    if kind in {"unicast", "local", "other"}:
-        several = found.get(_RTA_MULTIPATH)
-        hops = _decode_multipath(several, names) if several else _decode_hop(found, flags, names)
-    scope_name = _SCOPE_NAMES.get(scope, "global")
-    if family == socket.AF_INET6 and kind == "unicast" and not any(hop.gateway for hop in hops):
-        scope_name = "link"
-    source = found.get(_RTA_PREFSRC)
-    return Route(
-        dst,
-        kind,
-        hops,
-        protocol,
-        _u32(found.get(_RTA_PRIORITY)),
-        scope_name,  # type: ignore[arg-type] # the four names of _SCOPES
-        _address(source) if source else None,
-        _u32(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
-    )
-
-
-def _decode_hop(found: dict[int, bytes], flags: int, names: InterfaceNames) -> tuple[NextHop, ...]:
-    index = _u32(found.get(_RTA_OIF))
-    gateway = _decode_gateway(found)
-    if not index and gateway is None:
-        return ()
-    return (NextHop(gateway, names[index] if index else "", bool(flags & _RTNH_F_ONLINK)),)
-
-
-def _decode_multipath(data: bytes, names: InterfaceNames) -> tuple[NextHop, ...]:
-    hops: list[NextHop] = []
-    offset = 0
-    while offset + _NEXT_HOP.size <= len(data):
-        size, flags, hops_less_one, index = _NEXT_HOP.unpack_from(data, offset)
-        if size < _NEXT_HOP.size:
-            break
-        found = netlink.attributes(data[offset + _NEXT_HOP.size : offset + size])
-        name = names[index] if index else ""
-        hops.append(NextHop(_decode_gateway(found), name, bool(flags & _RTNH_F_ONLINK), hops_less_one + 1))
-        offset += (size + 3) & ~3
-    return tuple(hops)
-
-
-def _decode_gateway(found: dict[int, bytes]) -> IPAddress | None:
-    gateway = found.get(_RTA_GATEWAY)
-    if gateway is not None:
+def _gateway_address(gateway: bytes | None, via: bytes | None) -> IPAddress | None:
+    if gateway:
         return _address(gateway)
-    via = found.get(_RTA_VIA)
-    return _address(via[2:]) if via is not None else None
+    return _address(via[2:]) if via else None
 
 
 def _header(route: Route, scope: int, flags: int = 0) -> bytes:
@@ -352,5 +358,5 @@ def _address(packed: bytes) -> IPAddress:
     return IPv4Address(packed) if len(packed) == 4 else IPv6Address(packed)
 
 
-def _u32(data: bytes | None) -> int:
-    return int(_U32.unpack(data)[0]) if data else 0
+def _u32(data: bytes) -> int:
+    return int(_U32.unpack(data)[0])
