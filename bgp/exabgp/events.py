@@ -1,0 +1,399 @@
+"""What ExaBGP 5.0 says on its API pipe, as values. Pure, and total: any line gives an event, never an exception.
+
+One stream carries three things: events (objects with the key ``exabgp``), answers to ``show`` commands (objects with
+``peer`` and ``route``, or one array of neighbours) and the acknowledgements ``done`` and ``error``. Peers choose much
+of what is in these lines, so that every field is checked; a line that does not hold what it should becomes
+``Malformed`` and the routes in it are not used. The peer-controlled part is already decoded BGP: ExaBGP handles
+broken UPDATEs itself (RFC 7606).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import msgspec
+
+from calipy.bgp.path import Attributes, Community, LargeCommunity, Origin, Segment, SegmentKind, intern
+from calipy.net import Family, IPAddress, Prefix
+
+UINT32: Final = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """A command was taken up (``ok``; not: was sent) or refused. Carries no hint at which command."""
+
+    ok: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StateEvent:
+    """A session came up or went down. ``connected`` is noise: it comes with every refused attempt."""
+
+    peer: IPAddress
+    state: Literal["connected", "up", "down"]
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenEvent:
+    """The peer's OPEN.
+
+    Attributes:
+        restart_time: seconds from its graceful restart capability, None if it has none (RFC 4724).
+        restarted: the R bit: the speaker has just restarted.
+        preserved: families whose F bit is set: it kept forwarding.
+        graceful: families listed in the capability.
+    """
+
+    peer: IPAddress
+    remote_as: int
+    local_as: int
+    router_id: IPv4Address
+    hold_time: int
+    restart_time: int | None = None
+    restarted: bool = False
+    preserved: frozenset[Family] = frozenset()
+    graceful: frozenset[Family] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """One announced prefix; paths of one UPDATE share their ``attributes``."""
+
+    prefix: Prefix
+    attributes: Attributes
+    path_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateEvent:
+    """An UPDATE: withdrawals first, as RFC 4271 has it."""
+
+    peer: IPAddress
+    withdrawn: tuple[tuple[Prefix, str], ...]
+    announced: tuple[Announced, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfRib:
+    """The peer has told all it has of one family."""
+
+    peer: IPAddress
+    family: Family
+
+
+@dataclass(frozen=True, slots=True)
+class RefreshEvent:
+    """ROUTE-REFRESH: ``query`` asks us (ExaBGP answers itself); ``begin`` and ``end`` bracket an answer (RFC 7313)."""
+
+    peer: IPAddress
+    family: Family
+    subtype: Literal["query", "begin", "end"]
+
+
+@dataclass(frozen=True, slots=True)
+class NotificationEvent:
+    """The peer closed the session with a NOTIFICATION."""
+
+    peer: IPAddress
+    code: int
+    subcode: int
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One entry of ``show neighbor json``. ``remote_as`` is the one configured, ``router_id`` None while down."""
+
+    peer: IPAddress
+    local: IPAddress
+    up: bool
+    fsm: str
+    seconds: int
+    local_as: int
+    remote_as: int
+    router_id: IPv4Address | None
+    graceful: bool
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourTable:
+    """The answer to ``show neighbor json``."""
+
+    neighbours: tuple[Neighbour, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ShownRoute:
+    """One line of ``show adj-rib in|out json`` in format v2. Does not say which of the two was asked for."""
+
+    peer: IPAddress
+    route: Announced
+
+
+@dataclass(frozen=True, slots=True)
+class Resync:
+    """First line of a connection from the relay.
+
+    Attributes:
+        relay: the relay's process id; another one than before means that ExaBGP has started it anew.
+        exabgp: its parent's process id.
+        outstanding: commands forwarded earlier whose acknowledgement is still to come.
+    """
+
+    relay: int
+    exabgp: int
+    outstanding: int
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Any other line: the words of an answer such as ``exabgp 5.0.15``."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A line that should have been an event but is not usable. ``peer`` if that much could be read."""
+
+    reason: str
+    line: str
+    peer: IPAddress | None = None
+
+
+Event: TypeAlias = (
+    Ack
+    | StateEvent
+    | OpenEvent
+    | UpdateEvent
+    | EndOfRib
+    | RefreshEvent
+    | NotificationEvent
+    | NeighbourTable
+    | ShownRoute
+    | Resync
+    | Text
+    | Malformed
+)
+
+_FAMILIES: Final[dict[str, Family]] = {"ipv4 unicast": 4, "ipv6 unicast": 6}
+_SEGMENTS: Final[dict[str, SegmentKind]] = {"as-sequence": "sequence", "as-set": "set"}
+"""Confederation segments arrive under the name of a sequence; nothing here takes part in a confederation."""
+_EXCERPT: Final = 200
+_decode = msgspec.json.Decoder().decode
+
+
+def parse(line: bytes) -> Event:
+    """One line, without its newline, of any length. O(length)."""
+    if line == b"done":
+        return Ack(ok=True)
+    if line == b"error":
+        return Ack(ok=False)
+    if line[:1] not in (b"{", b"["):
+        return Text(line.decode("utf-8", "replace"))
+    peer: IPAddress | None = None
+    try:
+        message = _decode(line)
+        if isinstance(message, list):
+            return NeighbourTable(tuple(_neighbour(entry) for entry in message))
+        if "route" in message:
+            return _shown_route(message)
+        if "relay" in message:
+            return Resync(_integer(message["relay"]), _integer(message["exabgp"]), _integer(message["outstanding"]))
+        peer = ipaddress.ip_address(_text(message["neighbor"]["address"]["peer"]))
+        handler = _HANDLERS.get(message["type"])
+        if handler is None:
+            return Malformed(f"unknown type {message['type']!r:.40}", _excerpt(line), peer)
+        return handler(peer, message["neighbor"])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, msgspec.DecodeError) as error:
+        return Malformed(f"{type(error).__name__}: {error!s:.100}", _excerpt(line), peer)
+
+
+def _excerpt(line: bytes) -> str:
+    return line[:_EXCERPT].decode("utf-8", "replace")
+
+
+def _state(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
+    state = neighbor["state"]
+    if state not in ("connected", "up", "down"):
+        raise ValueError(f"state {state!r}")
+    return StateEvent(peer, state, str(neighbor.get("reason", "")))
+
+
+def _open(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
+    body = neighbor["open"]
+    capabilities = body["capabilities"]
+    # The OPEN's own field holds AS_TRANS for a 4-octet AS; capability 65 holds the real one (RFC 6793).
+    remote_as = _integer(capabilities.get("65", {}).get("asn4", body["asn"]))
+    restart_time: int | None = None
+    restarted = False
+    graceful: set[Family] = set()
+    preserved: set[Family] = set()
+    if (capability := capabilities.get("64")) is not None:
+        restart_time = _integer(capability["time"])
+        # ExaBGP's words are swapped: "restart" of a family is the F bit, "forwarding" at the top the R bit.
+        restarted = "forwarding" in capability["restart-flags"]
+        for name, flags in capability["address-family-flags"].items():
+            if (family := _FAMILIES.get(name.replace("/", " "))) is not None:
+                graceful.add(family)
+                if "restart" in flags:
+                    preserved.add(family)
+    return OpenEvent(
+        peer,
+        remote_as,
+        _integer(neighbor["asn"]["local"]),
+        IPv4Address(_text(body["router_id"])),
+        _integer(body["hold_time"]),
+        restart_time,
+        restarted,
+        frozenset(preserved),
+        frozenset(graceful),
+    )
+
+
+def _update(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
+    message = neighbor["message"]
+    if (marker := message.get("eor")) is not None:
+        return EndOfRib(peer, _FAMILIES[f"{marker['afi']} {marker['safi']}"])
+    body = message["update"]
+    withdrawn = tuple(
+        (_prefix(nlri["nlri"], family), _text(nlri.get("path-information", "")))
+        for name, entries in body.get("withdraw", {}).items()
+        if (family := _FAMILIES.get(name)) is not None
+        for nlri in entries
+    )
+    raw = body.get("attribute", {})
+    announced: list[Announced] = []
+    for name, by_next_hop in body.get("announce", {}).items():
+        if (family := _FAMILIES.get(name)) is None:
+            continue
+        for next_hop, entries in by_next_hop.items():
+            attributes = _attributes(raw, next_hop)
+            announced += [
+                Announced(_prefix(nlri["nlri"], family), attributes, _text(nlri.get("path-information", "")))
+                for nlri in entries
+            ]
+    return UpdateEvent(peer, withdrawn, tuple(announced))
+
+
+def _refresh(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
+    body = neighbor["route-refresh"]
+    if body["subtype"] not in ("query", "begin", "end"):
+        raise ValueError(f"subtype {body['subtype']!r}")
+    return RefreshEvent(peer, _FAMILIES[f"{body['afi']} {body['safi']}"], body["subtype"])
+
+
+def _notification(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
+    body = neighbor["message"]["notification"] if "message" in neighbor else neighbor["notification"]
+    return NotificationEvent(
+        peer, _integer(body["code"]), _integer(body["subcode"]), str(body.get("message", ""))[:200]
+    )
+
+
+_HANDLERS: Final[dict[str, Callable[[IPAddress, Mapping[str, Any]], Event]]] = {
+    "state": _state,
+    "open": _open,
+    "update": _update,
+    "refresh": _refresh,
+    "notification": _notification,
+}
+
+
+def _neighbour(entry: Mapping[str, Any]) -> Neighbour:
+    local, peer = entry["local"], entry["peer"]
+    identifier = peer["id"]
+    return Neighbour(
+        peer=ipaddress.ip_address(_text(peer["address"])),
+        local=ipaddress.ip_address(_text(local["address"])),
+        up=entry["state"] == "up",
+        fsm=_text(entry["fsm"]),
+        seconds=_integer(entry["duration"]),
+        local_as=_integer(local["as"]),
+        remote_as=_integer(peer["as"]),
+        router_id=IPv4Address(identifier) if isinstance(identifier, str) else None,
+        graceful=peer["capabilities"].get("graceful-restart") is True,
+    )
+
+
+def _shown_route(message: Mapping[str, Any]) -> ShownRoute:
+    nlri = message["route"]["nlri"]
+    family = _FAMILIES[f"{nlri['family']['afi']} {nlri['family']['safi']}"]
+    attributes = _attributes(message["route"]["attributes"], nlri["nexthop"])
+    route = Announced(_prefix(nlri["prefix"], family), attributes, _text(nlri.get("path-information", "")))
+    return ShownRoute(ipaddress.ip_address(_text(message["peer"]["address"])), route)
+
+
+def _attributes(raw: Mapping[str, Any], next_hop: object) -> Attributes:
+    origin = raw.get("origin", "igp")
+    if origin not in ("igp", "egp", "incomplete"):
+        raise ValueError(f"origin {origin!r}")
+    originator = raw.get("originator-id")
+    return intern(
+        Attributes(
+            next_hop=ipaddress.ip_address(_text(next_hop)),
+            origin=cast("Origin", origin),
+            as_path=tuple(_segments(raw.get("as-path", {}))),
+            local_preference=_optional(raw.get("local-preference")),
+            med=_optional(raw.get("med")),
+            communities=tuple(cast("Community", _numbers(item, 2)) for item in raw.get("community", ())),
+            large_communities=tuple(
+                cast("LargeCommunity", _numbers(item, 3)) for item in raw.get("large-community", ())
+            ),
+            originator_id=None if originator is None else IPv4Address(_text(originator)),
+            cluster_list=tuple(IPv4Address(_text(item)) for item in raw.get("cluster-list", ())),
+        )
+    )
+
+
+def _segments(raw: Mapping[str, Any]) -> Iterator[Segment]:
+    for _, segment in sorted(raw.items(), key=lambda item: int(item[0])):
+        yield Segment(_SEGMENTS[segment["element"]], tuple(_integer(number) for number in segment["value"]))
+
+
+_WELL_KNOWN: Final[dict[str, Community]] = {
+    "no-export": (0xFFFF, 0xFF01),
+    "no-advertise": (0xFFFF, 0xFF02),
+    "no-export-subconfed": (0xFFFF, 0xFF03),
+    "no-peer": (0xFFFF, 0xFF04),
+    "blackhole": (0xFFFF, 666),
+}
+
+
+def _numbers(item: object, count: int) -> tuple[int, ...]:
+    """Communities are lists of numbers in events and ``a:b`` texts (or names) in ``show adj-rib``."""
+    if isinstance(item, str):
+        if item in _WELL_KNOWN and count == 2:
+            return _WELL_KNOWN[item]
+        item = [int(part) for part in item.split(":")]
+    if not isinstance(item, list) or len(item) != count:
+        raise ValueError(f"community {item!r:.40}")
+    return tuple(_integer(number) for number in item)
+
+
+def _prefix(text: object, family: Family) -> Prefix:
+    prefix = ipaddress.ip_network(_text(text))
+    if prefix.version != family:
+        raise ValueError(f"{text} is not IPv{family}")
+    return prefix
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r:.40} is not text")
+    return value
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= UINT32:
+        raise TypeError(f"{value!r:.40} is not a 32-bit number")
+    return value
+
+
+def _optional(value: object) -> int | None:
+    return None if value is None else _integer(value)
