@@ -1,0 +1,1 @@
+"""Structs of Calico's kinds, by group."""

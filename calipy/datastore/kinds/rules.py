@@ -1,0 +1,92 @@
+"""Rules of policies and profiles. Source: Calico ``api/pkg/apis/projectcalico/v3/policy_common.go``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from calipy.datastore.kinds.base import GoStruct, Length, OmitZero, Port, Protocol, Required, enum
+
+ACTIONS = ("Allow", "Deny", "Log", "Pass")
+
+
+class ICMPFields(GoStruct, frozen=True, kw_only=True):
+    """Type 0-254, and a code that needs a type; None matches any."""
+
+    type: int | None = None
+    code: int | None = None
+
+
+class ServiceAccountMatch(GoStruct, frozen=True, kw_only=True):
+    """Endpoints by service account: any of the names, and the selector on the account's labels."""
+
+    names: tuple[str, ...] = ()
+    selector: Annotated[str, Length(high=1024)] = ""
+
+
+class ServiceMatch(GoStruct, frozen=True, kw_only=True):
+    """Endpoints of a Kubernetes Service."""
+
+    name: str = ""
+    namespace: str = ""
+
+
+class EntityRule(GoStruct, frozen=True, kw_only=True):
+    """Who a rule is about. Empty matches everybody; all fields that are set must match.
+
+    Attributes:
+        nets: masked CIDRs, one family; any of them.
+        not_nets: none of them.
+        ports: numbers, ranges ``"a:b"`` or names; any of them.
+    """
+
+    nets: tuple[str, ...] = ()
+    selector: Annotated[str, Length(high=1024)] = ""
+    namespace_selector: Annotated[str, Length(high=1024)] = ""
+    services: ServiceMatch | None = None
+    ports: tuple[Port, ...] = ()
+    not_nets: tuple[str, ...] = ()
+    not_selector: Annotated[str, Length(high=1024)] = ""
+    not_ports: tuple[Port, ...] = ()
+    service_accounts: ServiceAccountMatch | None = None
+
+
+class HTTPPath(GoStruct, frozen=True, kw_only=True):
+    """Exactly this path, or this prefix."""
+
+    exact: str = ""
+    prefix: str = ""
+
+
+class HTTPMatch(GoStruct, frozen=True, kw_only=True):
+    """Application layer match; needs a proxy that calipy does not have."""
+
+    methods: tuple[str, ...] = ()
+    paths: tuple[HTTPPath, ...] = ()
+
+
+class RuleMetadata(GoStruct, frozen=True, kw_only=True):
+    """Free notes."""
+
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
+
+
+class Rule(GoStruct, frozen=True, kw_only=True):
+    """One rule. The first that matches decides, except ``Log``.
+
+    Attributes:
+        action: ``Allow``, ``Deny``, ``Log``, ``Pass``; profiles may hold them in any case.
+        protocol: name as Calico spells it (``TCP``) or number 1-255.
+    """
+
+    action: Annotated[str, Required(), enum(*ACTIONS)] = ""
+    ip_version: Annotated[int | None, enum("4", "6")] = None
+    protocol: Protocol | None = None
+    icmp: ICMPFields | None = None
+    not_protocol: Protocol | None = None
+    not_icmp: ICMPFields | None = msgspec.field(default=None, name="notICMP")
+    source: Annotated[EntityRule, OmitZero()] = EntityRule()
+    destination: Annotated[EntityRule, OmitZero()] = EntityRule()
+    http: HTTPMatch | None = None
+    metadata: RuleMetadata | None = None
