@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from calipy.net import IPAddress, Prefix
 
-SegmentKind: TypeAlias = Literal["sequence", "set", "confed-sequence", "confed-set"]
+SegmentKind: TypeAlias = Literal["sequence", "set"]
 Origin: TypeAlias = Literal["igp", "egp", "incomplete"]
 Community: TypeAlias = tuple[int, int]
 LargeCommunity: TypeAlias = tuple[int, int, int]
@@ -27,7 +27,7 @@ NORMAL_LOCAL_PREFERENCE = 2147483647 - 1024
 
 
 class Segment(NamedTuple):
-    """One AS_PATH segment (RFC 4271 4.3, RFC 5065)."""
+    """One AS_PATH segment (RFC 4271 4.3)."""
 
     kind: SegmentKind
     numbers: tuple[int, ...]
@@ -57,16 +57,13 @@ class Attributes:
 
     @property
     def as_path_length(self) -> int:
-        """Hops as RFC 4271 9.1.2.2 counts them: a set is one, confederation segments are none (RFC 5065)."""
-        return sum(len(numbers) if kind == "sequence" else 1 if kind == "set" else 0 for kind, numbers in self.as_path)
+        """Hops as RFC 4271 9.1.2.2 counts them: a set is one."""
+        return sum(len(numbers) if kind == "sequence" else 1 for kind, numbers in self.as_path)
 
     @property
     def neighbour_as(self) -> int:
         """First AS of the path, which MED is compared within; 0 for an empty path."""
-        for kind, numbers in self.as_path:
-            if kind in ("sequence", "set") and numbers:
-                return numbers[0]
-        return 0
+        return next((numbers[0] for _, numbers in self.as_path if numbers), 0)
 
     def count_as(self, number: int) -> int:
         """How often an AS occurs in the path: what loop detection asks."""

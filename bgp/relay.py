@@ -91,7 +91,8 @@ class Relay:
         if not data:
             return False
         lines = (self.tail + data).split(b"\n")
-        self.outstanding -= lines[:-1].count(b"done") + lines[:-1].count(b"error")
+        answered = lines[:-1].count(b"done") + lines[:-1].count(b"error")
+        self.outstanding = max(0, self.outstanding - answered)
         self.tail = lines[-1] if len(lines[-1]) < 8 else b"not an acknowledgement"
         self.at_line_start = data.endswith(b"\n")
         if self.bgpd is None:
@@ -122,7 +123,9 @@ class Relay:
     def to_bgpd(self, bgpd: socket.socket) -> None:
         """Send what fits."""
         try:
-            del self.events[: bgpd.send(memoryview(self.events)[: 1 << 20])]
+            with memoryview(self.events) as view:
+                sent = bgpd.send(view[: 1 << 20])
+            del self.events[:sent]
         except BlockingIOError:
             pass
         except OSError:
