@@ -11,7 +11,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 from calipy.cli.render import table
 from calipy.containerlab.driver import Lab
@@ -22,7 +21,6 @@ from calipy.containerlab.mesh import (
     NODES,
     PODS,
     POLICY,
-    PORT,
     ROUTER,
     TOPOLOGY,
     Matrix,
@@ -36,9 +34,8 @@ from calipy.errors import CalipyError
 MOVE_SECONDS = 2.0
 OUTAGE_SECONDS = 10.0
 STREAM_SECONDS = 12.0
-BOLD, GREEN, RED, DIM, RESET = (
-    ("\033[1m", "\033[32m", "\033[31m", "\033[2m", "\033[0m") if sys.stdout.isatty() else [""] * 5
-)
+COLOURS = ("\033[1m", "\033[32m", "\033[31m", "\033[2m", "\033[0m") if sys.stdout.isatty() else [""] * 5
+BOLD, GREEN, RED, DIM, RESET = COLOURS
 
 
 class Story:
@@ -99,16 +96,15 @@ def main(argv: list[str] | None = None) -> int:
             leaving(story, lab, before)
     print()
     if story.failed:
-        print(
-            f"{RED}{len(story.failed)} of {story.passed + len(story.failed)} checks failed{RESET}: {'; '.join(story.failed)}"
-        )
+        total = story.passed + len(story.failed)
+        print(f"{RED}{len(story.failed)} of {total} checks failed{RESET}: {'; '.join(story.failed)}")
         return 1
     print(f"{GREEN}all {story.passed} checks passed{RESET} in {time.monotonic() - story.start:.0f} s")
     if arguments.keep:
-        print(
-            f"the lab is running: {Path(sys.argv[0]).name and 'calipy'} lab exec -t {TOPOLOGY} --label clab-node-name=n1 --cmd 'calipy node status'"
-        )
-        print(f"take it down with: ./run calipy lab destroy -c -t {os.path.relpath(TOPOLOGY)}")
+        topology = os.path.relpath(TOPOLOGY)
+        print(f"the lab is running; look around with\n  ./run calipy lab inspect -t {topology}")
+        print(f"  ./run calipy lab exec -t {topology} --label clab-node-name=n1 --cmd 'calipy node status'")
+        print(f"and take it down with\n  ./run calipy lab destroy -c -t {topology}")
     return 0
 
 
@@ -194,10 +190,8 @@ def encapsulated(story: Story, mesh: Mesh) -> list[str]:
     captured = capture.result()
     lines = [line for line in captured.stdout.splitlines() if " IP" in line]
     story.show(f"{DIM}r1# tcpdump -ni eth3{RESET}\n" + "\n".join(lines[:4]))
-    ours = (
-        f"{source.address} > {target.address}: ICMP echo request",
-        f"{target.address} > {source.address}: ICMP echo reply",
-    )
+    there, back = f"{source.address} > {target.address}", f"{target.address} > {source.address}"
+    ours = f"{there}: ICMP echo request", f"{back}: ICMP echo reply"
     problems = [line for line in lines if not any(text in line for text in ours)]
     if len(lines) < 4:
         problems.append(f"only {len(lines)} packets seen: {captured.stderr.strip()}; {pinging.splitlines()[-1:]}")
@@ -250,17 +244,14 @@ def moving(story: Story, mesh: Mesh) -> None:
     new = mesh.add_pod(Pod("db", "n3", "db"))
     cron = mesh.pods["cron"]
     reached = wait_until(
-        lambda: bool(
-            mesh.probe(cron, "check", "--to", new.address, "--port", str(PORT), "--timeout", "0.5")[new.address]["tcp"]
-        ),
+        lambda: bool(mesh.check(cron, new, timeout=0.5)["tcp"]),
         15.0,
         lambda: f"{new.address} does not answer cron",
         poll=0.0,
     )
     took = time.monotonic() - start
-    story.show(
-        f"{old.address} on n2 → {new.address} on n3; answered {took:.2f} s after the start of ADD ({reached:.2f} s after its end)"
-    )
+    story.show(f"{old.address} on n2 → {new.address} on n3")
+    story.show(f"answered {took:.2f} s after the start of ADD, {reached:.2f} s after its end")
     story.check(f"reachable within {MOVE_SECONDS:.0f} s of ADD", "" if took <= MOVE_SECONDS else f"took {took:.2f} s")
     story.check("its old address is gone everywhere", remains(mesh, old))
 

@@ -76,4 +76,4 @@ def _processes() -> list[str]:
 
 
 def _namespaces(pid: str) -> tuple[str, ...]:
-    return tuple(os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("net", "pid", "mnt"))
+    return tuple(str(Path(f"/proc/{pid}/ns/{kind}").readlink()) for kind in ("net", "pid", "mnt"))

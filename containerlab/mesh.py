@@ -185,6 +185,12 @@ class Mesh:
 
         return self.everywhere(row, list(self.pods))
 
+    def check(self, source: Pod, target: Pod, timeout: float = 1.0) -> dict[str, Any]:
+        """One cell of the matrix."""
+        found = self.probe(source, "check", "--to", target.address, "--port", str(PORT), "--timeout", str(timeout))
+        cell: dict[str, Any] = found[target.address]
+        return cell
+
     def stream(self, source: Pod, target: Pod, seconds: float, rate: float = 100.0) -> Future[dict[str, Any]]:
         """Start a stream of ``rate`` datagrams a second; the counts when it is over."""
         return self._pool.submit(
@@ -232,7 +238,7 @@ def wait_until(
 
 
 def wrong_cells(matrix: Matrix, pods: dict[str, Pod], allowed: Callable[[Pod, Pod, str], bool]) -> list[str]:
-    """What in a matrix is not as ``allowed(source, destination, protocol)`` says; also NAT and wrong hop counts (pure)."""
+    """Cells that are not as ``allowed(source, destination, protocol)`` says, NAT, and wrong hop counts (pure)."""
     wrong = []
     for source, row in matrix.items():
         for destination, cell in row.items():
