@@ -30,7 +30,17 @@ from calipy.policy.selector_nodes import (
     Restriction,
 )
 
-__all__ = ["ALL", "Restriction", "Selector", "conjunction", "named_port_set_id", "parse", "service_set_id", "set_id"]
+__all__ = [
+    "ALL",
+    "GLOBAL",
+    "Restriction",
+    "Selector",
+    "conjunction",
+    "named_port_set_id",
+    "parse",
+    "service_set_id",
+    "set_id",
+]
 
 MAX_DEPTH: Final = 250
 """How deep parentheses and negations may nest; keeps matching within Python's own recursion limit."""
@@ -72,13 +82,14 @@ class Selector:
         """The ip set id of this selector: prefix, colon, unpadded base64url of a SHA-224."""
         return set_id(prefix, self.canonical)
 
-    def rewrite_labels(self, rename: Callable[[str], str]) -> Selector:
+    def rename_labels(self, rename: Callable[[str], str]) -> Selector:
         """The same selector over renamed labels, e.g. with ``pcns.`` before each."""
-        return _selector(self.root.rewrite(rename=rename))
+        return _selector(self.root.map_leaves(lambda leaf: leaf.renamed(rename)))
 
-    def replace_all(self, replacement: Selector) -> Selector:
-        """The same selector with every ``all()`` replaced, wherever it stands."""
-        return _selector(self.root.rewrite(all_=replacement.root))
+    def replace(self, leaf: Selector, replacement: Selector) -> Selector:
+        """The same selector with a leaf such as ``all()`` replaced wherever it stands."""
+        old, new = leaf.root, replacement.root
+        return _selector(self.root.map_leaves(lambda found: new if found == old else found))
 
 
 def set_id(prefix: str, text: str) -> str:
@@ -244,5 +255,8 @@ class _Parser:
         )
 
 
-ALL: Final = parse("")
-"""``all()``: every endpoint."""
+ALL: Final = parse("all()")
+"""Every endpoint."""
+
+GLOBAL: Final = parse("global()")
+"""Everything by itself; as the namespace selector of a rule, what is in no namespace."""

@@ -55,9 +55,13 @@ class Node:
         """What matching implies for each label; a label not listed is free."""
         return {}
 
-    def rewrite(self, *, rename: Callable[[str], str] | None = None, all_: Node | None = None) -> Node:  # noqa: ARG002 - leaves ignore it
-        """A copy with labels renamed and/or every ``all()`` replaced."""
+    def renamed(self, rename: Callable[[str], str]) -> Node:  # noqa: ARG002 - a leaf without label has nothing to rename
+        """This leaf with its label renamed."""
         return self
+
+    def map_leaves(self, change: Callable[[Node], Node]) -> Node:
+        """A copy with every leaf replaced by what ``change`` makes of it."""
+        return change(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +73,6 @@ class All(Node):
 
     def compile(self) -> Matcher:
         return lambda _labels: True
-
-    def rewrite(self, *, rename: Callable[[str], str] | None = None, all_: Node | None = None) -> Node:  # noqa: ARG002 - has no label
-        return self if all_ is None else all_
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +105,8 @@ class Has(Node):
     def restrictions(self) -> dict[str, Restriction]:
         return {self.label: Restriction(must_be_present=True)}
 
-    def rewrite(self, *, rename: Callable[[str], str] | None = None, all_: Node | None = None) -> Node:  # noqa: ARG002 - a leaf
-        return self if rename is None else Has(rename(self.label))
+    def renamed(self, rename: Callable[[str], str]) -> Node:
+        return Has(rename(self.label))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +146,8 @@ class Compare(Node):
             case _:
                 return {self.label: Restriction(must_be_present=True)}
 
-    def rewrite(self, *, rename: Callable[[str], str] | None = None, all_: Node | None = None) -> Node:  # noqa: ARG002 - a leaf
-        return self if rename is None else Compare(rename(self.label), self.operator, self.value)
+    def renamed(self, rename: Callable[[str], str]) -> Node:
+        return Compare(rename(self.label), self.operator, self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +176,8 @@ class InSet(Node):
             return {}
         return {self.label: Restriction(must_be_present=True, one_of=self.values)}
 
-    def rewrite(self, *, rename: Callable[[str], str] | None = None, all_: Node | None = None) -> Node:  # noqa: ARG002 - a leaf
-        return self if rename is None else InSet(rename(self.label), self.values, self.negated)
+    def renamed(self, rename: Callable[[str], str]) -> Node:
+        return InSet(rename(self.label), self.values, self.negated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,8 +201,8 @@ class Not(Node):
             return {self.term.label: Restriction(must_be_absent=True)}
         return {}
 
-    def rewrite(self, *, rename: Callable[[str], str] | None = None, all_: Node | None = None) -> Node:
-        return Not(self.term.rewrite(rename=rename, all_=all_))
+    def map_leaves(self, change: Callable[[Node], Node]) -> Node:
+        return Not(self.term.map_leaves(change))
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,8 +247,8 @@ class And(Node):
                 result[label] = new if old is None else _both(old, new)
         return result
 
-    def rewrite(self, *, rename: Callable[[str], str] | None = None, all_: Node | None = None) -> Node:
-        return And(tuple(term.rewrite(rename=rename, all_=all_) for term in self.terms))
+    def map_leaves(self, change: Callable[[Node], Node]) -> Node:
+        return And(tuple(term.map_leaves(change) for term in self.terms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,8 +283,8 @@ class Or(Node):
             result = {label: found for label, found in merged.items() if found != Restriction()}
         return result
 
-    def rewrite(self, *, rename: Callable[[str], str] | None = None, all_: Node | None = None) -> Node:
-        return Or(tuple(term.rewrite(rename=rename, all_=all_) for term in self.terms))
+    def map_leaves(self, change: Callable[[Node], Node]) -> Node:
+        return Or(tuple(term.map_leaves(change) for term in self.terms))
 
 
 def _both(a: Restriction, b: Restriction) -> Restriction:

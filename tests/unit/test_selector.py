@@ -84,13 +84,13 @@ def test_conjunction_matches_both(first: str, second: str, given_labels: dict[st
 
 def test_prefixing_renames_every_label() -> None:
     """Prefixing reaches every operator and leaves values alone."""
-    selector = parse("has(a) && !(b == 'b' || c in {'c'}) && d starts with 'd'").rewrite_labels("pcns.".__add__)
+    selector = parse("has(a) && !(b == 'b' || c in {'c'}) && d starts with 'd'").rename_labels("pcns.".__add__)
     assert selector.canonical == ('(has(pcns.a) && !(pcns.b == "b" || pcns.c in {"c"}) && pcns.d starts with "d")')
 
 
 def test_replacing_all_leaves_values_alone() -> None:
     """``all()`` is replaced wherever it stands as a term, never inside a value."""
-    selector = parse("all() || name == 'all()' && !all()").replace_all(parse("has(ns)"))
+    selector = parse("all() || name == 'all()' && !all()").replace(ALL, parse("has(ns)"))
     assert selector.canonical == '(has(ns) || (name == "all()" && !has(ns)))'
 
 
