@@ -40,7 +40,7 @@ _SOL_NETLINK: Final = 270
 _NETLINK_CAP_ACK: Final = 10
 _NETLINK_EXT_ACK: Final = 11
 _NETLINK_GET_STRICT_CHK: Final = 12
-SO_RCVBUFFORCE: Final = 33
+_SO_RCVBUFFORCE: Final = 33
 
 _SIOCGIFNAME: Final = 0x8910
 _SIOCGIFINDEX: Final = 0x8933
@@ -53,8 +53,7 @@ HEADER_SIZE: Final = _HEADER.size
 
 _CHUNK_MESSAGES: Final = 256
 _CHUNK_BYTES: Final = 64 * 1024
-_RECEIVE_SIZE: Final = 64 * 1024
-_RECEIVE_BUFFER: Final = 4 * 1024 * 1024
+RECEIVE_SIZE: Final = 64 * 1024
 _DUMP_ATTEMPTS: Final = 8
 _PADDING: Final = (b"", b"\0\0\0", b"\0\0", b"\0")
 
@@ -201,11 +200,7 @@ class NetlinkSocket:
 
     def name_of(self, index: int) -> str:
         """Interface name in this socket's namespace, ``if<index>`` when it has gone meanwhile."""
-        try:
-            answer = fcntl.ioctl(self._socket, _SIOCGIFNAME, struct.pack("=16xi20x", index))
-        except OSError:
-            return f"if{index}"
-        return answer[:16].split(b"\0", 1)[0].decode()
+        return interface_name(self._socket, index)
 
     def _dump_once(self, doing: str, request: bytes) -> tuple[list[Reply], bool]:
         replies: list[Reply] = []
@@ -255,21 +250,32 @@ class NetlinkSocket:
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Messages as (type, flags, sequence, body), for as long as the caller wants more."""
         while True:
-            yield from split(self._socket.recv(_RECEIVE_SIZE))
+            yield from split(self._socket.recv(RECEIVE_SIZE))
 
 
-def open_socket(*, groups: int = 0, blocking: bool = True) -> socket.socket:
-    """A bare route netlink socket in the calling thread's namespace, listening to the multicast ``groups`` mask."""
+def interface_name(raw: socket.socket, index: int) -> str:
+    """Name of an interface in the namespace of any socket, ``if<index>`` when it has gone meanwhile."""
+    try:
+        answer = fcntl.ioctl(raw, _SIOCGIFNAME, struct.pack("=16xi20x", index))
+    except OSError:
+        return f"if{index}"
+    return answer[:16].split(b"\0", 1)[0].decode()
+
+
+def open_socket(*, groups: int = 0, receive_buffer: int = 4 * 1024 * 1024) -> socket.socket:
+    """A bare route netlink socket in the calling thread's namespace, listening to the multicast ``groups`` mask.
+
+    ``receive_buffer`` is in bytes, beyond the system's limit if we may.
+    """
     raw = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     try:
         raw.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         raw.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
         raw.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
         try:
-            raw.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+            raw.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, receive_buffer)
         except PermissionError:  # without CAP_NET_ADMIN: reading still works
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
-        raw.setblocking(blocking)
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         raw.bind((0, groups))
     except BaseException:
         raw.close()

@@ -36,6 +36,7 @@ _RTA_VIA: Final = 18
 
 _RTNH_F_ONLINK: Final = 4
 _RTM_F_CLONED: Final = 0x200
+_RTM_F_FIB_MATCH: Final = 0x2000
 _TABLE_UNSPECIFIED: Final = 0
 _SCOPE_NOWHERE: Final = 255
 
@@ -180,15 +181,22 @@ class RouteTable:
         failures += [RouteFailure(route, code) for route, code in zip(routes, codes, strict=True) if code]
         return failures
 
-    def lookup(self, address: IPAddress, *, source: IPAddress | None = None) -> Route:
+    def lookup(self, address: IPAddress, *, source: IPAddress | None = None, matched: bool = False) -> Route:
         """The way that the kernel would send a packet of this host to ``address``, all rules and tables considered.
+
+        Args:
+            address: the packet's destination.
+            source: its source address, or None to let the kernel choose.
+            matched: return the table's own route (its prefix, protocol, metric, all next hops) instead of the
+                host route made from it, which alone has the chosen source address.
 
         Raises:
             KernelError: there is none (ENETUNREACH), or it forbids (EHOSTUNREACH, EACCES, EINVAL = blackhole).
         """
         family = socket.AF_INET if address.version == 4 else socket.AF_INET6
         bits = address.max_prefixlen
-        body = _RTMSG.pack(family, bits, bits if source else 0, 0, 0, 0, 0, 0, 0)
+        flags = _RTM_F_FIB_MATCH if matched else 0
+        body = _RTMSG.pack(family, bits, bits if source else 0, 0, 0, 0, 0, 0, flags)
         body += netlink.attribute(_RTA_DST, address.packed)
         if source:
             body += netlink.attribute(2, source.packed)
@@ -245,6 +253,14 @@ class RouteTable:
         return index
 
 
+def decode_key(body: bytes) -> tuple[Prefix, int, int]:
+    """Destination, table and protocol in a NEWROUTE or DELROUTE message, given without its netlink header."""
+    family, bits, _source_bits, _tos, table, protocol, *_ = _RTMSG.unpack_from(body)
+    found = netlink.attributes(body, _RTMSG.size)
+    full_table = found.get(_RTA_TABLE)
+    return _prefix(family, found.get(_RTA_DST, b""), bits), _u32(full_table) if full_table else table, protocol
+
+
 class RouteDecoder:
     """Turns route messages into ``Route`` values. Keep it no longer than one dump: interfaces may be renamed.
 
@@ -262,9 +278,7 @@ class RouteDecoder:
         family, bits, _source_bits, _tos, table, protocol, scope, kind_number, flags = _RTMSG.unpack_from(body)
         found = netlink.attributes(body, _RTMSG.size)
         get = found.get
-        dst: Prefix
-        number = int.from_bytes(get(_RTA_DST, b""), "big")
-        dst = IPv4Network((number, bits)) if family == socket.AF_INET else IPv6Network((number, bits))
+        dst = _prefix(family, get(_RTA_DST, b""), bits)
         kind: RouteKind = _KIND_NAMES.get(kind_number, "other")
         hops: tuple[NextHop, ...] = ()
         if kind in _KINDS_WITH_HOPS:
@@ -352,6 +366,11 @@ def _gateway(dst: Prefix, gateway: IPAddress | None) -> bytes:
         return netlink.attribute(_RTA_GATEWAY, gateway.packed)
     family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
     return netlink.attribute(_RTA_VIA, struct.pack("=H", family) + gateway.packed)
+
+
+def _prefix(family: int, packed: bytes, bits: int) -> Prefix:
+    number = int.from_bytes(packed, "big")
+    return IPv4Network((number, bits)) if family == socket.AF_INET else IPv6Network((number, bits))
 
 
 def _address(packed: bytes) -> IPAddress:
