@@ -1,8 +1,8 @@
 """The local API's protocol, and a blocking client made of nothing but the standard library.
 
 One JSON object a line each way over a Unix socket: ``{"id": 1, "method": "workload.add", "params": {…}}`` is answered
-by ``{"id": 1, "result": …}`` or ``{"id": 1, "error": {"code": 409, "message": "…", "remedy": "…"}}``. Kept apart from the
-server (``calipy.api``) so that commands start without importing an event loop.
+by ``{"id": 1, "result": …}`` or ``{"id": 1, "error": {"code": 409, "message": "…", "remedy": "…"}}``. Kept apart from
+the server (``calipy.api``) so that commands start without importing an event loop.
 """
 
 from __future__ import annotations
