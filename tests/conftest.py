@@ -6,6 +6,8 @@ import socket
 
 import pytest
 
+pytest_plugins = ["tests.support.netns"]
+
 
 @pytest.fixture
 def unused_port() -> int:
