@@ -1,0 +1,23 @@
+"""The two stores that must behave alike."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from calipy.datastore.etcd import EtcdStore
+from calipy.datastore.memory import MemoryStore
+from calipy.datastore.store import Store
+
+
+@pytest.fixture(params=["memory", pytest.param("etcd", marks=pytest.mark.etcd)])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """An empty store of either kind. The etcd one reads small pages, so that paging is always exercised."""
+    made: Store
+    if request.param == "memory":
+        made = MemoryStore()
+    else:
+        made = EtcdStore([request.getfixturevalue("etcd").url], page=50)
+    yield made
+    await made.close()
