@@ -1,0 +1,79 @@
+"""What is refused on import, and why: the checks that ExaBGP leaves out, and the limits of trust. Pure.
+
+ExaBGP hands over whatever a peer says, our own AS in the path included. Peers that the administrator named (BGPPeer)
+may send any prefix, as in Calico ("trust the ToR"); nodes of the mesh only what nodes have to say: prefixes in pools
+and service ranges.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+from calipy.bgp.advertise import Pools, inside
+from calipy.bgp.path import Attributes, Peer
+from calipy.bgp.peering import Session
+from calipy.net import IPAddress, Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class ImportPolicy:
+    """Everything that import depends on; callable as ``rib.ImportPolicy``.
+
+    Attributes:
+        sessions: by peer address.
+        router_id: ours.
+        cluster_id: ours if this node is a route reflector.
+        own_addresses: addresses of this node, which cannot be a next hop.
+        own_prefixes: what this node originates.
+        pools: the cluster's pools.
+        services: service ranges.
+    """
+
+    sessions: Mapping[IPAddress, Session] = field(default_factory=dict)
+    router_id: IPv4Address | None = None
+    cluster_id: IPv4Address | None = None
+    own_addresses: frozenset[IPAddress] = frozenset()
+    own_prefixes: frozenset[Prefix] = frozenset()
+    pools: Pools = field(default_factory=Pools)
+    services: frozenset[Prefix] = frozenset()
+
+    def __call__(self, peer: Peer, prefix: Prefix, attributes: Attributes) -> str:
+        """Why the path is refused, or "". O(length of the AS path + pools)."""
+        session = self.sessions.get(peer.address)
+        if session is None:
+            return "no such session"
+        if prefix.version != session.family:
+            return f"IPv{prefix.version} prefix in an IPv{session.family} session"
+        if prefix.is_multicast or prefix.is_link_local or (prefix.is_loopback and prefix.prefixlen):
+            return "prefix is not routable"
+        return self._loop(peer, session, attributes) or self._next_hop(attributes) or self._ours(session, prefix)
+
+    def _loop(self, peer: Peer, session: Session, attributes: Attributes) -> str:
+        if attributes.count_as(peer.local_as) > session.allowed_local_as:
+            return f"own AS {peer.local_as} in AS_PATH"
+        if peer.external:
+            if not attributes.as_path or attributes.neighbour_as != peer.remote_as:
+                return f"AS_PATH does not begin with the peer's AS {peer.remote_as}"
+            return ""
+        if attributes.originator_id is not None and attributes.originator_id == self.router_id:
+            return "own router ID in ORIGINATOR_ID"
+        if self.cluster_id is not None and self.cluster_id in attributes.cluster_list:
+            return "own cluster ID in CLUSTER_LIST"
+        return ""
+
+    def _next_hop(self, attributes: Attributes) -> str:
+        hop = attributes.next_hop
+        if hop in self.own_addresses:
+            return "next hop is this node"
+        if hop.is_unspecified or hop.is_multicast or hop.is_loopback:
+            return f"next hop {hop} cannot be a router"
+        return ""
+
+    def _ours(self, session: Session, prefix: Prefix) -> str:
+        if prefix in self.own_prefixes:
+            return "own prefix"
+        if session.type == "node-to-node mesh" and not (self.pools.contain(prefix) or inside(prefix, self.services)):
+            return "neither in an IP pool nor in a service range"
+        return ""
