@@ -9,16 +9,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
-Action: TypeAlias = Literal["allow", "deny", "pass", "log"]
+from calipy.policy.values import ICMP, Action, PolicyID, PortRange
+
+__all__ = [
+    "ICMP",
+    "Action",
+    "ActivePolicy",
+    "ActiveProfile",
+    "Changes",
+    "EndpointID",
+    "Host",
+    "IPSet",
+    "IPSetDelta",
+    "Match",
+    "PolicyID",
+    "Pool",
+    "PortRange",
+    "Rule",
+    "SetType",
+    "TierInfo",
+    "WorkloadEndpoint",
+]
+
 SetType: TypeAlias = Literal["net", "ip,port"]
-
-
-class PolicyID(NamedTuple):
-    """A policy by kind (``NetworkPolicy``, ``GlobalNetworkPolicy``), namespace ("" for global kinds) and name."""
-
-    kind: str
-    namespace: str
-    name: str
 
 
 class EndpointID(NamedTuple):
@@ -27,20 +40,6 @@ class EndpointID(NamedTuple):
     orchestrator: str
     workload: str
     endpoint: str
-
-
-class PortRange(NamedTuple):
-    """Ports ``first``..``last``, both included; a single port has them equal."""
-
-    first: int
-    last: int
-
-
-class ICMP(NamedTuple):
-    """ICMP type, and code or None for any."""
-
-    type: int
-    code: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Names derived from other names: workload endpoints, and the host ends of pods' interfaces.
 
-Source: Calico ``libcalico-go/lib/names/workloadendpoint.go`` and ``lib/backend/k8s/conversion``. A workload endpoint's name
-is node, orchestrator, workload and endpoint, joined by ``-``, with every ``-`` inside a part doubled.
+Source: Calico ``libcalico-go/lib/names/workloadendpoint.go``, ``lib/backend/k8s/conversion``. The name of a workload
+endpoint is node, orchestrator, workload and endpoint, joined by ``-``, with every ``-`` inside a part doubled.
 """
 
 from __future__ import annotations
