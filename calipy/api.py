@@ -195,7 +195,7 @@ class Client:
 def _parse(line: bytes) -> tuple[Any, str, dict[str, Any]]:
     try:
         request = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ApiError(f"not JSON: {error}", code=BAD_REQUEST) from error
     if not isinstance(request, dict) or not isinstance(request.get("method"), str):
         raise ApiError("a request is an object with id, method and params", code=BAD_REQUEST)

@@ -129,6 +129,7 @@ class Monitor:
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
+                self._drain()
                 yield Overrun()
                 continue
             for event in self._decode(datagram):
@@ -136,6 +137,17 @@ class Monitor:
             burst += 1
             if burst % _YIELD_EVERY == 0:  # sock_recv does not suspend while there is data: let others run
                 await asyncio.sleep(0)
+
+    def _drain(self) -> None:
+        """Throw away what is queued: the kernel drops all further events, silently, until the queue is empty."""
+        while True:
+            try:
+                self._socket.recv(netlink.RECEIVE_SIZE)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
 
     def _decode(self, datagram: bytes) -> Iterator[Event]:
         for kind, _flags, _sequence, body in netlink.split(datagram):
