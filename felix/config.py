@@ -1,0 +1,231 @@
+"""Felix's parameters as typed values.
+
+The parameters arrive as Calico spells them in its file and environment (``InterfacePrefix`` → ``cali``), already merged
+by precedence. A value that cannot be used falls back to the default and is reported, as Felix does
+(felix/config/config_params.go); a parameter that this agent does not know is left alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Final, Literal
+
+from calipy.felix.messages import PortRange
+from calipy.net import Prefix
+
+Backend = Literal["auto", "nft", "legacy"]
+
+
+@dataclass(frozen=True, slots=True)
+class FelixConfig:
+    """Effective parameters of one node; the defaults are Felix's. Durations are seconds, 0 switches a refresh off.
+
+    ``problems`` lists the values that could not be used, as ``(parameter, value, reason)``.
+    """
+
+    interface_prefixes: tuple[str, ...] = ("cali",)
+    ipv6_support: bool = True
+    chain_insert_mode: Literal["insert", "append"] = "insert"
+    endpoint_to_host_action: Literal["DROP", "RETURN", "ACCEPT", "REJECT"] = "DROP"
+    filter_allow_action: Literal["ACCEPT", "RETURN"] = "ACCEPT"
+    mangle_allow_action: Literal["ACCEPT", "RETURN"] = "ACCEPT"
+    filter_deny_action: Literal["DROP", "REJECT"] = "DROP"
+    iptables_backend: Backend = "auto"
+    mark_mask: int = 0xFFFF0000
+    iptables_refresh: float = 180.0
+    post_write_check: float = 5.0
+    lock_probe: float = 0.05
+    ipsets_refresh: float = 90.0
+    max_ipset_size: int = 1048576
+    route_refresh: float = 90.0
+    interface_refresh: float = 90.0
+    device_route_protocol: int = 3
+    device_route_source: str = ""
+    device_route_source_ipv6: str = ""
+    remove_external_routes: bool = True
+    ipv4_route_priority: int = 1024
+    ipv6_route_priority: int = 1024
+    route_sync_disabled: bool = False
+    forwarding: bool = True
+    vxlan_port: int = 4789
+    allow_vxlan_from_workloads: bool = False
+    allow_ipip_from_workloads: bool = False
+    disable_conntrack_invalid_check: bool = False
+    nat_port_range: PortRange | None = None
+    nat_outgoing_address: str = ""
+    nat_outgoing_interface: str = ""
+    nat_outgoing_exclude_hosts: bool = False
+    spoofing_allowed: bool = False
+    external_nodes: tuple[Prefix, ...] = ()
+    log_prefix: str = "calico-packet"
+    log_rate_limit: str = ""
+    log_rate_burst: int = 5
+    problems: tuple[tuple[str, str, str], ...] = ()
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> FelixConfig:
+        """Read the parameters that this agent uses; names are compared without regard to case, as Felix does.
+
+        Never fails: what cannot be used keeps its default and is listed in ``problems``. The value ``none`` stands for
+        "nothing": an empty list or text, 0, or off.
+        """
+        given = {name.lower(): (name, value.strip()) for name, value in parameters.items()}
+        values: dict[str, Any] = {}
+        problems = []
+        for parameter, (attribute, parse) in _PARAMETERS.items():
+            name, value = given.get(parameter.lower(), (parameter, ""))
+            if not value:
+                continue
+            try:
+                values[attribute] = parse("" if value.lower() == "none" else value)
+            except ValueError as error:
+                problems.append((name, value, str(error)))
+        return replace(cls(), **values, problems=tuple(problems))
+
+
+def _boolean(text: str) -> bool:
+    lowered = text.lower()
+    if lowered in {"true", "1", "yes", "y", "t", "enabled"}:
+        return True
+    if lowered in {"false", "0", "no", "n", "f", "disabled", ""}:
+        return False
+    raise ValueError("expected true or false")
+
+
+def _seconds(text: str) -> float:
+    value = float(text or 0)
+    if not 0 <= value < 1e9:
+        raise ValueError("expected a number of seconds, 0 or more")
+    return value
+
+
+def _milliseconds(text: str) -> float:
+    return _seconds(text) / 1000
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text or "0", 0)
+        if not low <= value <= high:
+            raise ValueError(f"expected {low}..{high}")
+        return value
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        for choice in allowed:
+            if choice.lower() == text.lower():
+                return choice
+        raise ValueError(f"expected one of {', '.join(allowed)}")
+
+    return parse
+
+
+def _prefixes(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise ValueError("at least one interface prefix is needed")
+    for name in names:
+        _interface(name)
+    return names
+
+
+def _interface(text: str) -> str:
+    if len(text) > 15 or not all(c.isalnum() or c in "-_.+" for c in text):
+        raise ValueError("not an interface name")
+    return text
+
+
+def _address(version: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not text:
+            return ""
+        address = ipaddress.ip_address(text)
+        if address.version != version:
+            raise ValueError(f"expected an IPv{version} address")
+        return str(address)
+
+    return parse
+
+
+def _networks(text: str) -> tuple[Prefix, ...]:
+    return tuple(ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
+
+
+def _ports(text: str) -> PortRange | None:
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    ports = PortRange(int(first), int(last or first))
+    if not 0 < ports.first <= ports.last <= 65535:
+        raise ValueError("expected first:last within 1..65535")
+    return ports
+
+
+def _mask(text: str) -> int:
+    value = int(text or "0", 0)
+    if not 0 < value <= 0xFFFFFFFF or value.bit_count() < 5:
+        raise ValueError("a mask of at least 5 bits is needed")
+    return value
+
+
+def _plain(text: str) -> str:
+    return text
+
+
+def _rate(text: str) -> str:
+    if text:
+        count, _, unit = text.partition("/")
+        if not count.isdigit() or unit not in {"second", "minute", "hour", "day"}:
+            raise ValueError("expected a rate such as 10/minute")
+    return text
+
+
+_PARAMETERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
+    "InterfacePrefix": ("interface_prefixes", _prefixes),
+    "Ipv6Support": ("ipv6_support", _boolean),
+    "ChainInsertMode": ("chain_insert_mode", _choice("insert", "append")),
+    "DefaultEndpointToHostAction": ("endpoint_to_host_action", _choice("DROP", "RETURN", "ACCEPT", "REJECT")),
+    "IptablesFilterAllowAction": ("filter_allow_action", _choice("ACCEPT", "RETURN")),
+    "IptablesMangleAllowAction": ("mangle_allow_action", _choice("ACCEPT", "RETURN")),
+    "IptablesFilterDenyAction": ("filter_deny_action", _choice("DROP", "REJECT")),
+    "IptablesBackend": ("iptables_backend", _choice("auto", "nft", "legacy")),
+    "IptablesMarkMask": ("mark_mask", _mask),
+    "IptablesRefreshInterval": ("iptables_refresh", _seconds),
+    "IptablesPostWriteCheckIntervalSecs": ("post_write_check", _seconds),
+    "IptablesLockProbeIntervalMillis": ("lock_probe", _milliseconds),
+    "IpsetsRefreshInterval": ("ipsets_refresh", _seconds),
+    "MaxIpsetSize": ("max_ipset_size", _integer(1, 2**31)),
+    "RouteRefreshInterval": ("route_refresh", _seconds),
+    "InterfaceRefreshInterval": ("interface_refresh", _seconds),
+    "DeviceRouteProtocol": ("device_route_protocol", _integer(0, 255)),
+    "DeviceRouteSourceAddress": ("device_route_source", _address(4)),
+    "DeviceRouteSourceAddressIPv6": ("device_route_source_ipv6", _address(6)),
+    "RemoveExternalRoutes": ("remove_external_routes", _boolean),
+    "IPv4NormalRoutePriority": ("ipv4_route_priority", _integer(1, 2**31 - 1)),
+    "IPv6NormalRoutePriority": ("ipv6_route_priority", _integer(1, 2**31 - 1)),
+    "RouteSyncDisabled": ("route_sync_disabled", _boolean),
+    "IPForwarding": ("forwarding", _boolean),
+    "VXLANPort": ("vxlan_port", _integer(1, 65535)),
+    "AllowVXLANPacketsFromWorkloads": ("allow_vxlan_from_workloads", _boolean),
+    "AllowIPIPPacketsFromWorkloads": ("allow_ipip_from_workloads", _boolean),
+    "DisableConntrackInvalidCheck": ("disable_conntrack_invalid_check", _boolean),
+    "NATPortRange": ("nat_port_range", _ports),
+    "NATOutgoingAddress": ("nat_outgoing_address", _address(4)),
+    "IptablesNATOutgoingInterfaceFilter": ("nat_outgoing_interface", _interface),
+    "NATOutgoingExclusions": (
+        "nat_outgoing_exclude_hosts",
+        lambda text: _choice("IPPoolsOnly", "IPPoolsAndHostIPs")(text) == "IPPoolsAndHostIPs",
+    ),
+    "WorkloadSourceSpoofing": ("spoofing_allowed", lambda text: _choice("Disabled", "Any")(text) == "Any"),
+    "ExternalNodesCIDRList": ("external_nodes", _networks),
+    "LogPrefix": ("log_prefix", _plain),
+    "LogActionRateLimit": ("log_rate_limit", _rate),
+    "LogActionRateLimitBurst": ("log_rate_burst", _integer(1, 9999)),
+}
+
+assert {attribute for attribute, _ in _PARAMETERS.values()} <= {field.name for field in fields(FelixConfig)}

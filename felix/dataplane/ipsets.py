@@ -1,0 +1,145 @@
+"""The ip set edge: one ``ipset restore`` a flush, reading back, and destroying what no rule uses any more."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Final
+
+from calipy import log
+from calipy.errors import KernelError
+from calipy.felix.delta import Difference
+from calipy.felix.sets import (
+    KernelSet,
+    SetTable,
+    compare_sets,
+    parse_save,
+    plan_sets,
+    record_sets,
+    unwanted_sets,
+)
+from calipy.kernel import process
+
+_logger = log.get("felix.ipsets")
+
+_ATTEMPTS: Final = 10
+_FIRST_DELAY: Final = 0.001
+_TIMEOUT: Final = 60.0
+_ERROR_LINE: Final = re.compile(r"Error in line (\d+)")
+
+
+class IPSets:
+    """The sets of the process's network namespace. Calls do not overlap."""
+
+    def __init__(self, table: SetTable) -> None:
+        """Nothing is read or written yet; the owner changes ``table`` between calls."""
+        self._table = table
+        self._actual: dict[str, KernelSet] | None = None
+
+    def set_table(self, table: SetTable) -> None:
+        """Exchange the desired state as a whole."""
+        self._table = table
+
+    async def read(self) -> list[Difference]:
+        """Read all sets; what differs becomes dirty. Linear in all members; waits for a process.
+
+        Returns:
+            Differences in what was not waiting to be written anyway; empty at the first read.
+
+        Raises:
+            KernelError: ipset is missing or refused.
+        """
+        saved = (await process.run_async(["ipset", "save"], timeout=_TIMEOUT)).check()
+        found = await asyncio.to_thread(parse_save, saved.stdout)
+        first = self._actual is None
+        self._actual = found
+        differing = compare_sets(self._table, found)
+        drift = [
+            Difference("ipset", name, f"{len(self._table.sets[name].members)} members", _shown(found.get(name)))
+            for name in sorted(differing - self._table.dirty.keys())
+        ]
+        self._table.dirty.update(dict.fromkeys(differing))
+        return [] if first else drift
+
+    async def write(self) -> dict[str, str]:
+        """Create, fill and shrink what is dirty. Cost follows the members that change.
+
+        Returns:
+            Sets that the kernel did not take as they should be → why. They stay dirty.
+
+        Raises:
+            KernelError: it did not succeed after ten attempts.
+        """
+        if self._actual is None:
+            await self.read()
+        assert self._actual is not None
+        if not self._table.dirty:
+            return {}
+        failed: dict[str, str] = {}
+        suspect = error = ""
+        delay = _FIRST_DELAY
+        attempts = 0
+        while attempts < _ATTEMPTS:
+            without = frozenset(failed)
+            plan = plan_sets(self._table, self._actual, without)
+            number, error = await self._restore(plan.lines)
+            if not error:
+                record_sets(self._table, self._actual, without)
+                return failed
+            culprit = plan.owners[number - 1] if 0 < number <= len(plan.owners) else ""
+            _logger.warning("ipset restore failed", set=culprit, error=error)
+            if culprit and culprit == suspect:
+                failed[culprit] = error
+                attempts, suspect = 0, ""
+            else:
+                attempts, suspect = attempts + 1, culprit
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 0.5)
+            await self.read()
+        raise KernelError(f"cannot write the ip sets after {_ATTEMPTS} attempts: {error}")
+
+    async def destroy_unwanted(self) -> list[str]:
+        """Destroy our sets that nothing asks for. Call it after the rules that used them are gone.
+
+        Returns:
+            Sets that are still in use; they are tried again at the next call.
+        """
+        if self._actual is None:
+            return []
+        waiting = unwanted_sets(self._table, self._actual)
+        kept: list[str] = []
+        while waiting:
+            number, error = await self._restore(tuple(f"destroy {name}" for name in waiting))
+            done = len(waiting) if not error else max(number - 1, 0)
+            for name in waiting[:done]:
+                del self._actual[name]
+            if error:
+                if "does not exist" in error:
+                    self._actual.pop(waiting[done], None)
+                else:
+                    kept.append(waiting[done])
+                done += 1
+            waiting = waiting[done:]
+        return kept
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether sets of ours are waiting to be destroyed."""
+        return bool(self._actual and unwanted_sets(self._table, self._actual))
+
+    async def _restore(self, lines: tuple[str, ...]) -> tuple[int, str]:
+        """Number of the line that failed (0: not told) and the error, "" for success."""
+        if not lines:
+            return 0, ""
+        done = await process.run_async(
+            ["ipset", "restore", "-exist"], stdin="\n".join([*lines, "COMMIT", ""]), timeout=_TIMEOUT
+        )
+        if done.returncode == 0:
+            return 0, ""
+        error = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        found = _ERROR_LINE.search(error)
+        return (int(found[1]) if found else 0), error
+
+
+def _shown(found: KernelSet | None) -> str:
+    return "absent" if found is None else f"{len(found.members)} members"

@@ -1,0 +1,240 @@
+"""The iptables edge: reads tables, writes differences, verifies what it wrote.
+
+* One restore process per family and flush carries all tables; each table is one transaction.
+* The whole of a table is read at the start and when somebody else may have written, never before a write.
+* After a write the chains it touched are read back. nf_tables answers that for single chains; the legacy backend can
+  only be read whole, so there it happens a little later, once for many writes.
+* A rule that the kernel refuses would block its whole table: its chain is replaced by one that drops, and reported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from calipy import log
+from calipy.errors import KernelError
+from calipy.felix.dataplane.backend import BackendName, program
+from calipy.felix.dataplane.nftables import NftablesReader
+from calipy.felix.delta import Actual, Difference, KernelRule, Plan, Table, compare, parse_save, plan
+from calipy.felix.render.static import TABLES, TableName
+from calipy.kernel import process
+from calipy.net import Family
+
+_logger = log.get("felix.iptables")
+
+_ATTEMPTS: Final = 10
+_FIRST_DELAY: Final = 0.001
+_TIMEOUT: Final = 60.0
+_LOCK_WAIT: Final = 10
+_MANY_CHAINS: Final = 64
+"""Reading a table whole is cheaper than reading more chains than this one by one."""
+_ERROR_LINE: Final = re.compile(r"\bline:? (\d+)")
+_ERROR_CHAIN: Final = re.compile(r"rule in chain (\S+)")
+
+
+@dataclass(slots=True)
+class WriteReport:
+    """What one write did.
+
+    Attributes:
+        changed: chains and hooks that differed, as they were found.
+        refused: ``table chain`` → why the kernel did not take it.
+    """
+
+    changed: list[Difference] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+class IPTables:
+    """Both families' tables in the process's network namespace."""
+
+    def __init__(self, backend: BackendName, tables: Mapping[Family, Mapping[TableName, Table]]) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+            backend: nft or legacy.
+            tables: desired state; its owner changes it between calls.
+        """
+        self.backend = backend
+        self._tables = tables
+        self._actual: dict[Family, dict[TableName, Actual]] = {}
+        self._reader = NftablesReader() if backend == "nft" else None
+        self._generation = 0
+
+    def close(self) -> None:
+        """Close the netlink socket; nothing in the kernel changes."""
+        if self._reader:
+            self._reader.close()
+
+    def set_tables(self, tables: Mapping[Family, Mapping[TableName, Table]]) -> None:
+        """Exchange the desired state as a whole; what differs from the kernel becomes dirty."""
+        self._tables = tables
+        for family, of_family in tables.items():
+            for name, table in of_family.items():
+                if family in self._actual:
+                    table.dirty |= compare(table, self._actual[family][name])
+
+    def others_wrote(self) -> bool:
+        """Whether anybody but us changed the ruleset since the last read. The legacy backend cannot tell: False."""
+        return self._reader is not None and self._reader.generation() != self._generation
+
+    async def read(self) -> list[Difference]:
+        """Read all tables; what differs becomes dirty. Linear in the rules; waits for a process per family.
+
+        Returns:
+            Differences in what was not waiting to be written anyway: drift. Empty at the first read.
+
+        Raises:
+            KernelError: the tables cannot be read.
+        """
+        if self._reader:
+            self._generation = self._reader.generation()
+        drift = await asyncio.gather(*(self._read_family(family) for family in self._tables))
+        return [difference for of_family in drift for difference in of_family]
+
+    async def write(self) -> WriteReport:
+        """Write what is dirty, all families at once. Cost follows what is dirty.
+
+        Raises:
+            KernelError: it did not succeed after ten attempts; nothing half-applied within a table.
+        """
+        if len(self._actual) < len(self._tables):
+            await self.read()
+        report = WriteReport()
+        await asyncio.gather(*(self._write_family(family, report) for family in self._tables))
+        for family, of_family in self._tables.items():
+            for table in of_family.values():
+                for name, reason in table.refused.items():
+                    report.refused[f"ipv{family} {table.name} {name}"] = reason
+        return report
+
+    async def _read_family(self, family: Family) -> list[Difference]:
+        tables = self._tables[family]
+        saved = await process.run_async([program(family, self.backend, "save")], timeout=_TIMEOUT)
+        try:
+            read = parse_save(
+                saved.check().stdout + saved.stderr, {name: table.hooks.keys() for name, table in tables.items()}
+            )
+        except ValueError as error:
+            raise KernelError(
+                f"cannot read the iptables rules: {error}", remedy="remove what was added to these tables with nft"
+            ) from error
+        first = family not in self._actual
+        drift: list[Difference] = []
+        actual: dict[TableName, Actual] = {}
+        for name in TABLES:
+            table, found = tables[name], read.get(name, Actual())
+            actual[name] = found
+            waiting = frozenset(table.dirty)
+            table.dirty |= compare(table, found)
+            if not first:
+                drift += [d for d in plan(table, found).differences if d.name not in waiting]
+        self._actual[family] = actual
+        return drift
+
+    async def _write_family(self, family: Family, report: WriteReport) -> None:
+        delay = _FIRST_DELAY
+        suspect: tuple[str, str] | None = None
+        error = ""
+        for attempt in range(_ATTEMPTS):
+            plans = [plan(self._tables[family][name], self._actual[family][name]) for name in TABLES]
+            plans = [item for item in plans if item]
+            if not plans:
+                self._settled(family)
+                return
+            error, culprit = await self._restore(family, plans)
+            if not error:
+                report.changed += [difference for item in plans for difference in item.differences]
+                if await self._verified(family, plans):
+                    self._settled(family)
+                    return
+                continue
+            _logger.warning("iptables-restore failed", family=family, attempt=attempt + 1, error=error)
+            if culprit is not None and culprit == suspect:
+                table, chain = culprit
+                self._tables[family][_table_name(table)].refuse(chain, error)
+                suspect = None
+            else:
+                suspect = culprit
+            await asyncio.sleep(delay)
+            delay *= 2
+            await self._read_family(family)
+        raise KernelError(f"cannot write the IPv{family} iptables rules after {_ATTEMPTS} attempts: {error}")
+
+    def _settled(self, family: Family) -> None:
+        for table in self._tables[family].values():
+            table.dirty.clear()
+
+    async def _restore(self, family: Family, plans: list[Plan]) -> tuple[str, tuple[str, str] | None]:
+        """Error text ("" for success) and the (table, chain) that it is about, if it says."""
+        lines: list[str] = []
+        starts: list[tuple[int, Plan]] = []
+        for item in plans:
+            starts.append((len(lines), item))
+            lines += item.restore_input()
+        argv = [program(family, self.backend, "restore"), "--noflush"]
+        if self.backend == "legacy":
+            argv += ["--wait", str(_LOCK_WAIT)]
+        done = await process.run_async(argv, stdin="\n".join([*lines, ""]), timeout=_TIMEOUT)
+        if done.returncode == 0:
+            self._generation = (self._generation + sum(item.transactions for item in plans)) & 0xFFFFFFFF
+            for item in plans:
+                item.record(self._actual[family][_table_name(item.table)])
+            return "", None
+        error = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        return error, _culprit(error, starts)
+
+    async def _verified(self, family: Family, plans: list[Plan]) -> bool:
+        """Read back what was written; what is not as expected stays dirty."""
+        if self._reader is None:
+            return True
+        if sum(len(item.chains) + len(item.hooks) for item in plans) > _MANY_CHAINS:
+            await self._read_family(family)
+            return not any(plan(self._tables[family][name], self._actual[family][name]) for name in TABLES)
+        good = True
+        for item in plans:
+            actual = self._actual[family][_table_name(item.table)]
+            for name, expected in item.chains.items():
+                found = self._reader.rule_hashes(family, item.table, name)
+                if found != expected:
+                    good = False
+                    _set(actual.chains, name, found)
+            for name, rules in item.hooks.items():
+                if self._reader.rule_hashes(family, item.table, name) != tuple(rule.digest for rule in rules):
+                    good = False
+        if not good:
+            await self._read_family(family)
+        return good
+
+
+def _table_name(name: str) -> TableName:
+    return next(table for table in TABLES if table == name)
+
+
+def _set(chains: dict[str, tuple[str | None, ...]], name: str, hashes: tuple[str | None, ...] | None) -> None:
+    if hashes is None:
+        chains.pop(name, None)
+    else:
+        chains[name] = hashes
+
+
+def _culprit(error: str, starts: list[tuple[int, Plan]]) -> tuple[str, str] | None:
+    """The chain of ours that a message of iptables-restore is about."""
+    found = _ERROR_LINE.search(error)
+    if not found:
+        return None
+    number = int(found[1])
+    for start, item in reversed(starts):
+        if number > start:
+            name = item.owner_of_line(number - start)
+            if not name and (named := _ERROR_CHAIN.search(error)):
+                name = named[1]
+            return (item.table, name) if name in item.chains else None
+    return None
+
+
+__all__ = ["IPTables", "KernelRule", "WriteReport"]

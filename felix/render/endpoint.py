@@ -1,0 +1,142 @@
+"""Chains of one workload endpoint, and of the policy groups they share (felix/rules/endpoints.go). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from typing import Final, NamedTuple
+
+from calipy.felix.messages import ActivePolicy, PolicyID, TierInfo, WorkloadEndpoint
+from calipy.felix.render import syntax
+from calipy.felix.render.names import Direction, group_chain, policy_chain, profile_chain, workload_chain
+from calipy.felix.render.policy import PolicyContext
+from calipy.felix.render.rule import Chain, Origin, Rule
+
+_GROUP_RUN: Final = 5
+
+
+class EndpointChains(NamedTuple):
+    """Chains of an endpoint: traffic to it, traffic from it, and groups that several endpoints may share."""
+
+    to_workload: Chain
+    from_workload: Chain
+    groups: tuple[Chain, ...]
+
+
+def workload_chains(
+    context: PolicyContext, endpoint: WorkloadEndpoint, policies: Mapping[PolicyID, ActivePolicy]
+) -> EndpointChains:
+    """``cali-tw-<if>`` and ``cali-fw-<if>``. A policy that is not in ``policies`` is jumped to all the same: the table
+    layer puts a chain that drops in its place.
+    """
+    groups: dict[str, Chain] = {}
+    chains = [
+        Chain(
+            workload_chain(endpoint.interface, direction),
+            tuple(_workload_rules(context, endpoint, direction, policies, groups)),
+        )
+        for direction in _DIRECTIONS
+    ]
+    return EndpointChains(chains[0], chains[1], tuple(groups.values()))
+
+
+_DIRECTIONS: Final[tuple[Direction, Direction]] = ("ingress", "egress")
+
+
+def _workload_rules(
+    context: PolicyContext,
+    endpoint: WorkloadEndpoint,
+    direction: Direction,
+    policies: Mapping[PolicyID, ActivePolicy],
+    groups: dict[str, Chain],
+) -> Iterator[Rule]:
+    marks, config = context.marks, context.config
+    origin = Origin("endpoint", endpoint.id, direction)
+    deny = f"--jump {config.filter_deny_action}"
+    if not endpoint.admin_up:
+        yield Rule("", deny, ("Endpoint admin disabled",), origin)
+        return
+    if config.filter_allow_action != "ACCEPT":
+        yield Rule(syntax.ESTABLISHED, syntax.set_mark(marks.accept), (), origin)
+    yield Rule(syntax.ESTABLISHED, f"--jump {config.filter_allow_action}", (), origin)
+    if not config.disable_conntrack_invalid_check:
+        yield Rule(syntax.INVALID, deny, (), origin)
+    yield Rule("", syntax.clear_mark(marks.accept | marks.pass_), (), origin)
+    if direction == "egress":
+        if not config.allow_vxlan_from_workloads:
+            match = f"-p udp -m multiport --destination-ports {config.vxlan_port}"
+            yield Rule(match, deny, ("Drop VXLAN encapped packets originating in workloads",), origin)
+        if not config.allow_ipip_from_workloads:
+            yield Rule("-p 4", deny, ("Drop IPinIP encapped packets originating in workloads",), origin)
+    for tier in endpoint.tiers:
+        yield from _tier_rules(context, tier, direction, policies, groups)
+    for profile in endpoint.profiles:
+        profile_origin = Origin("profile", profile, direction)
+        yield Rule("", syntax.jump(profile_chain(profile, direction)), (), profile_origin)
+        yield Rule(syntax.mark_set(marks.accept), syntax.RETURN, ("Return if profile accepted",), profile_origin)
+    yield Rule("", deny, ("Drop if no profiles matched",), origin)
+
+
+def _tier_rules(
+    context: PolicyContext,
+    tier: TierInfo,
+    direction: Direction,
+    policies: Mapping[PolicyID, ActivePolicy],
+    groups: dict[str, Chain],
+) -> Iterator[Rule]:
+    marks = context.marks
+    origin = Origin("tier", tier.name, direction)
+    enforced = [
+        policy for policy in (tier.ingress if direction == "ingress" else tier.egress) if not _staged(policy, policies)
+    ]
+    if not enforced:
+        return
+    yield Rule("", syntax.clear_mark(marks.pass_), (f"Start of tier {tier.name}",), origin)
+    for chain, group_origin in _targets(context, enforced, direction, policies, groups):
+        yield Rule(syntax.mark_clear(marks.pass_), syntax.jump(chain), (), group_origin)
+        yield Rule(syntax.mark_set(marks.accept), syntax.RETURN, ("Return if policy accepted",), group_origin)
+    if tier.default_action == "Deny":
+        comment = f"End of tier {tier.name}. Drop if no policies passed packet"
+        yield Rule(syntax.mark_clear(marks.pass_), f"--jump {context.config.filter_deny_action}", (comment,), origin)
+
+
+def _staged(policy: PolicyID, policies: Mapping[PolicyID, ActivePolicy]) -> bool:
+    known = policies.get(policy)
+    return known is not None and known.staged
+
+
+def _targets(
+    context: PolicyContext,
+    enforced: list[PolicyID],
+    direction: Direction,
+    policies: Mapping[PolicyID, ActivePolicy],
+    groups: dict[str, Chain],
+) -> Iterator[tuple[str, Origin]]:
+    """Chains to jump to: one a policy, or one a run of policies with the same selector."""
+
+    def selector(policy: PolicyID) -> str | PolicyID:
+        known = policies.get(policy)
+        return known.selector if known and known.selector else policy
+
+    for key, run in groupby(enforced, key=selector):
+        members = tuple(run)
+        if len(members) == 1 or not isinstance(key, str):
+            for policy in members:
+                yield policy_chain(policy, direction), Origin("policy", policy, direction)
+            continue
+        name = group_chain(key, direction, members)
+        if name not in groups:
+            groups[name] = Chain(name, tuple(_group_rules(context, members, direction)))
+        yield name, Origin("tier", "", direction)
+
+
+def _group_rules(context: PolicyContext, members: tuple[PolicyID, ...], direction: Direction) -> Iterator[Rule]:
+    """Jumps to the members; a verdict ends the group, checked at each jump and, for long groups, at every fifth."""
+    verdict = context.marks.accept | context.marks.pass_
+    for position, policy in enumerate(members):
+        origin = Origin("policy", policy, direction)
+        first_of_run = position % _GROUP_RUN == 0
+        if first_of_run and position:
+            yield Rule(syntax.mark_not_clear(verdict), syntax.RETURN, ("Return on verdict",), origin)
+        match = "" if first_of_run else syntax.mark_clear(verdict)
+        yield Rule(match, syntax.jump(policy_chain(policy, direction)), (), origin)

@@ -1,0 +1,133 @@
+"""Chains that every node has whatever its endpoints are, and where they hook in (felix/rules/static.go). Pure.
+
+Host endpoints, tunnels and IPVS have no part here: their rules join in when they exist.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from calipy.felix.config import FelixConfig
+from calipy.felix.render import syntax
+from calipy.felix.render.marks import Marks
+from calipy.felix.render.nat import nat_outgoing_chain
+from calipy.felix.render.rule import Chain, Hook, Rule
+from calipy.net import Family
+
+FROM_WORKLOAD_DISPATCH: Final = "cali-from-wl-dispatch"
+TO_WORKLOAD_DISPATCH: Final = "cali-to-wl-dispatch"
+WORKLOAD_TO_HOST: Final = "cali-wl-to-host"
+RPF_SKIP: Final = "cali-rpf-skip"
+
+TableName = Literal["filter", "nat", "mangle", "raw"]
+TABLES: Final[tuple[TableName, ...]] = ("raw", "mangle", "nat", "filter")
+
+_ICMP6_ALWAYS: Final = (130, 131, 132, 133, 135, 136)
+"""Multicast listener and neighbour discovery: IPv6 does not work without them, whatever policy says."""
+
+
+def unknown_interface(config: FelixConfig) -> tuple[Rule, ...]:
+    """End of the workload dispatch chains: a pod that is not known yet gets nothing through."""
+    return (Rule("", f"--jump {config.filter_deny_action}", ("Unknown interface",)),)
+
+
+def hooks(table: TableName, config: FelixConfig, marks: Marks) -> tuple[Hook, ...]:
+    """Our rules in the kernel's own chains of a table."""
+    in_front = config.chain_insert_mode == "insert"
+
+    def hook(chain: str, tail: tuple[Rule, ...] = (), *, insert: bool = in_front) -> Hook:
+        jump = (Rule("", syntax.jump(f"cali-{chain}")),)
+        return Hook(chain, jump, tail) if insert else Hook(chain, (), (*jump, *tail))
+
+    if table == "raw":
+        return hook("PREROUTING"), hook("OUTPUT")
+    if table == "mangle":
+        return hook("PREROUTING"), hook("POSTROUTING")
+    if table == "nat":
+        # Appended in every mode: kube-proxy has to clear its own mark before an encapsulated packet can inherit it.
+        return hook("PREROUTING"), hook("OUTPUT"), hook("POSTROUTING", insert=False)
+    accepted = Rule(
+        syntax.mark_set(marks.accept), f"--jump {config.filter_allow_action}", ("Policy explicitly accepted packet.",)
+    )
+    # Tells mangle POSTROUTING that the packet was forwarded.
+    tail = (accepted, Rule("", syntax.set_mark(marks.accept)))
+    return hook("INPUT"), hook("FORWARD", tail), hook("OUTPUT")
+
+
+def chains(table: TableName, family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
+    """The fixed chains of a table; what they jump to beyond themselves comes from elsewhere."""
+    builder = {"filter": _filter, "nat": _nat, "mangle": _mangle, "raw": _raw}[table]
+    return builder(family, config, marks)
+
+
+def _filter(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
+    workloads = [f"{prefix}+" for prefix in config.interface_prefixes]
+    allow = f"--jump {config.filter_allow_action}"
+    accepted = Rule(syntax.mark_set(marks.accept), allow)
+    forward = [Rule("", syntax.clear_mark(marks.all & ~marks.accept))]
+    for workload in workloads:
+        forward.append(Rule(syntax.from_interface(workload), syntax.jump(FROM_WORKLOAD_DISPATCH)))
+        forward.append(Rule(syntax.to_interface(workload), syntax.jump(TO_WORKLOAD_DISPATCH)))
+    to_host = [
+        *(Rule(f"-p icmpv6 -m icmp6 --icmpv6-type {kind}", allow) for kind in (_ICMP6_ALWAYS if family == 6 else ())),
+        Rule("", syntax.jump(FROM_WORKLOAD_DISPATCH)),
+        Rule("", f"--jump {config.endpoint_to_host_action}", ("Configured DefaultEndpointToHostAction",)),
+    ]
+    inward = [Rule(syntax.from_interface(workload), syntax.goto(WORKLOAD_TO_HOST)) for workload in workloads]
+    # From the host to its own pods there is no policy: a node must be able to probe what it runs.
+    outward = [Rule(syntax.to_interface(workload), syntax.RETURN) for workload in workloads]
+    return (
+        Chain("cali-INPUT", (*inward, accepted)),
+        Chain("cali-FORWARD", tuple(forward)),
+        Chain("cali-OUTPUT", (accepted, *outward)),
+        Chain(WORKLOAD_TO_HOST, tuple(to_host)),
+    )
+
+
+def _nat(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
+    del marks
+    return (
+        Chain("cali-PREROUTING", (Rule("", syntax.jump("cali-fip-dnat")),)),
+        Chain("cali-OUTPUT", (Rule("", syntax.jump("cali-fip-dnat")),)),
+        Chain(
+            "cali-POSTROUTING",
+            (Rule("", syntax.jump("cali-fip-snat")), Rule("", syntax.jump("cali-nat-outgoing"))),
+        ),
+        Chain("cali-fip-dnat", ()),
+        Chain("cali-fip-snat", ()),
+        nat_outgoing_chain(family, config, active=False),
+    )
+
+
+def _mangle(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
+    del family
+    allow = f"--jump {config.mangle_allow_action}"
+    return (
+        Chain("cali-PREROUTING", (Rule(syntax.ESTABLISHED, allow), Rule(syntax.mark_set(marks.accept), allow))),
+        Chain("cali-POSTROUTING", (Rule(syntax.mark_set(marks.accept), syntax.RETURN),)),
+    )
+
+
+def _raw(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
+    del family
+    from_workload = syntax.mark_set(marks.scratch0)
+    accepted = Rule(syntax.mark_set(marks.accept), syntax.ACCEPT)
+    return (
+        Chain(
+            "cali-PREROUTING",
+            (
+                Rule("", syntax.clear_mark(marks.all)),
+                *(
+                    Rule(syntax.from_interface(f"{prefix}+"), syntax.set_mark(marks.scratch0))
+                    for prefix in config.interface_prefixes
+                ),
+                Rule(from_workload, syntax.jump(RPF_SKIP)),
+                # Anti-spoofing: the answer to the source address must leave by the interface the packet came from.
+                # Always DROP: the raw table knows no REJECT.
+                Rule(syntax.joined(from_workload, syntax.RPF_FAILED), syntax.DROP),
+                accepted,
+            ),
+        ),
+        Chain("cali-OUTPUT", (Rule("", syntax.clear_mark(marks.all)), accepted)),
+        Chain(RPF_SKIP, ()),
+    )

@@ -1,0 +1,251 @@
+"""Desired ip sets, what the kernel holds, and the ``ipset restore`` input between them. Pure.
+
+Membership changes travel as deltas: their cost follows the members that change, not the size of the set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from calipy.felix.messages import Changes, IPSet, IPSetDelta, SetType
+from calipy.felix.ownership import owns_set
+from calipy.felix.render.names import set_name
+from calipy.felix.render.nat import ALL_HOSTS, ALL_POOLS, MASQUERADED_POOLS
+from calipy.net import Family, Prefix
+
+KernelType = Literal["hash:net", "hash:ip,port"]
+_KERNEL_TYPES: Final[dict[SetType, KernelType]] = {"net": "hash:net", "ip,port": "hash:ip,port"}
+_INET: Final[dict[Family, str]] = {4: "inet", 6: "inet6"}
+_HALVES: Final = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
+"""hash:net cannot hold a /0."""
+_WHOLE: Final = {half: whole for whole, halves in _HALVES.items() for half in halves}
+
+
+@dataclass(slots=True)
+class KernelSet:
+    """A set as the kernel holds it, or should. ``type`` and ``size`` (maxelem) cannot change in place."""
+
+    type: str
+    family: Family
+    size: int
+    members: set[str] = field(default_factory=set)
+
+    def same_kind(self, other: KernelSet) -> bool:
+        """Whether one can become the other by adding and deleting members."""
+        return (self.type, self.family, self.size) == (other.type, other.family, other.size)
+
+
+class SetTable:
+    """Desired sets of all families by kernel name.
+
+    Attributes:
+        dirty: sets that may differ from the kernel → the members to look at, None for all of them.
+    """
+
+    def __init__(self, families: tuple[Family, ...], size: int, external_nodes: tuple[Prefix, ...] = ()) -> None:
+        """The sets that NAT rules use exist from the start.
+
+        Args:
+            families: which IP versions get sets.
+            size: maxelem of each.
+            external_nodes: prefixes that count as nodes of the cluster.
+        """
+        self._families = families
+        self._size = size
+        self._sets: dict[str, KernelSet] = {}
+        self._ids: dict[str, SetType] = {}
+        self.dirty: dict[str, set[str] | None] = {}
+        for identity in (ALL_POOLS, MASQUERADED_POOLS, ALL_HOSTS):
+            self._put(IPSet(identity, "net", frozenset()))
+        self._change(ALL_HOSTS, (str(prefix) for prefix in external_nodes), ())
+        self._hosts: dict[str, frozenset[str]] = {}
+
+    @property
+    def sets(self) -> Mapping[str, KernelSet]:
+        """Desired sets by kernel name; not to be changed."""
+        return self._sets
+
+    def update(self, changes: Changes) -> None:
+        """Take in one flush of the graph."""
+        for identity, change in changes.ip_sets.items():
+            if change is None:
+                self._drop(identity)
+            elif isinstance(change, IPSet):
+                self._put(change)
+            else:
+                self._change_by(change)
+        for cidr, pool in changes.pools.items():
+            for identity, wanted in (
+                (ALL_POOLS, pool is not None and not pool.load_balancer_only),
+                (MASQUERADED_POOLS, pool is not None and pool.nat_outgoing),
+            ):
+                self._change(identity, (cidr,) if wanted else (), () if wanted else (cidr,))
+        for name, host in changes.hosts.items():
+            new = frozenset(filter(None, (host.ipv4, host.ipv6))) if host else frozenset()
+            old = self._hosts.pop(name, frozenset())
+            if new:
+                self._hosts[name] = new
+            others = frozenset().union(*self._hosts.values()) if old - new else frozenset()
+            self._change(ALL_HOSTS, new - old, old - new - others)
+
+    def wants(self, name: str, member: str) -> bool:
+        """Whether the kernel's set should have the member."""
+        members = self._sets[name].members
+        return member not in _HALVES and (member in members or _WHOLE.get(member) in members)
+
+    def kernel_members(self, name: str) -> set[str]:
+        """All members as the kernel holds them."""
+        members = self._sets[name].members
+        if members.isdisjoint(_HALVES):
+            return members
+        return {part for member in members for part in _HALVES.get(member, (member,))}
+
+    def _put(self, ip_set: IPSet) -> None:
+        self._ids[ip_set.id] = ip_set.type
+        by_family: dict[Family, set[str]] = {family: set() for family in self._families}
+        for member in ip_set.members:
+            family = member_family(member)
+            if family in by_family:
+                by_family[family].add(member)
+        for family, members in by_family.items():
+            name = set_name(family, ip_set.id)
+            self._sets[name] = KernelSet(_KERNEL_TYPES[ip_set.type], family, self._size, members)
+            self.dirty[name] = None
+
+    def _drop(self, identity: str) -> None:
+        if self._ids.pop(identity, None) is not None:
+            for family in self._families:
+                name = set_name(family, identity)
+                del self._sets[name]
+                self.dirty.pop(name, None)
+
+    def _change_by(self, delta: IPSetDelta) -> None:
+        if delta.id in self._ids:
+            self._change(delta.id, delta.added, delta.removed)
+
+    def _change(self, identity: str, added: Iterable[str], removed: Iterable[str]) -> None:
+        for wanted, members in ((True, added), (False, removed)):
+            for member in members:
+                family = member_family(member)
+                if family not in self._families:
+                    continue
+                name = set_name(family, identity)
+                (self._sets[name].members.add if wanted else self._sets[name].members.discard)(member)
+                touched = self.dirty.setdefault(name, set())
+                if touched is not None:
+                    touched.update(_HALVES.get(member, (member,)))
+
+
+@dataclass(frozen=True, slots=True)
+class SetPlan:
+    """Input for ``ipset restore -exist``, and the set that each line is about."""
+
+    lines: tuple[str, ...]
+    owners: tuple[str, ...]
+
+
+def plan_sets(table: SetTable, actual: Mapping[str, KernelSet], without: frozenset[str] = frozenset()) -> SetPlan:
+    """Lines that bring the dirty sets in line, additions before deletions; sets in ``without`` are left alone.
+
+    A set whose type or size is wrong is built under a temporary name and swapped in, so that the rules
+    which use it never see it half full.
+    """
+    lines: list[tuple[str, str]] = []
+    removals: list[tuple[str, str]] = []
+    for name, touched in table.dirty.items():
+        if name in without:
+            continue
+        wanted, found = table.sets[name], actual.get(name)
+        if found is not None and not found.same_kind(wanted):
+            temporary = f"cali{wanted.family}t{len(lines)}"
+            lines += ((line, name) for line in _rebuild(name, temporary, wanted, table.kernel_members(name)))
+            continue
+        if found is None:
+            lines.append((_create(name, wanted), name))
+        have = found.members if found else set()
+        if touched is None or found is None:
+            members = table.kernel_members(name)
+            lines += ((f"add {name} {member}", name) for member in members - have)
+            removals += ((f"del {name} {member}", name) for member in have - members)
+        else:
+            for member in touched:
+                if table.wants(name, member):
+                    if member not in have:
+                        lines.append((f"add {name} {member}", name))
+                elif member in have:
+                    removals.append((f"del {name} {member}", name))
+    lines += removals
+    return SetPlan(tuple(line for line, _ in lines), tuple(name for _, name in lines))
+
+
+def record_sets(table: SetTable, actual: dict[str, KernelSet], without: frozenset[str] = frozenset()) -> None:
+    """Note in ``actual`` that ``plan_sets`` of the same arguments has been carried out, and clear what was dirty."""
+    for name, touched in table.dirty.items():
+        if name in without:
+            continue
+        wanted, found = table.sets[name], actual.get(name)
+        if found is None or touched is None or not found.same_kind(wanted):
+            actual[name] = KernelSet(wanted.type, wanted.family, wanted.size, set(table.kernel_members(name)))
+            continue
+        for member in touched:
+            (found.members.add if table.wants(name, member) else found.members.discard)(member)
+    table.dirty = {name: touched for name, touched in table.dirty.items() if name in without}
+
+
+def compare_sets(table: SetTable, actual: Mapping[str, KernelSet]) -> set[str]:
+    """Names of desired sets that are missing or differ; for after a full read. Linear in all members."""
+    return {
+        name
+        for name, wanted in table.sets.items()
+        if (found := actual.get(name)) is None
+        or not found.same_kind(wanted)
+        or found.members != table.kernel_members(name)
+    }
+
+
+def unwanted_sets(table: SetTable, actual: Mapping[str, KernelSet]) -> list[str]:
+    """Sets of ours that nothing asks for any more."""
+    return sorted(actual.keys() - table.sets.keys())
+
+
+def parse_save(text: str) -> dict[str, KernelSet]:
+    """Our sets in the output of ``ipset save``."""
+    sets: dict[str, KernelSet] = {}
+    current: KernelSet | None = None
+    current_name = ""
+    for line in text.splitlines():
+        command, _, rest = line.partition(" ")
+        name, _, rest = rest.partition(" ")
+        if command == "add":
+            if name == current_name and current is not None:
+                current.members.add(rest.partition(" ")[0])
+        elif command == "create":
+            current_name, current = name, None
+            if owns_set(name):
+                current = sets[name] = _parse_create(rest)
+    return sets
+
+
+def _parse_create(text: str) -> KernelSet:
+    kind, *words = text.split()
+    options = dict(zip(words[::2], words[1::2], strict=False))
+    return KernelSet(kind, 6 if options.get("family") == "inet6" else 4, int(options.get("maxelem", "0")))
+
+
+def member_family(member: str) -> Family:
+    """Family of a member's address; the part behind a comma is protocol and port."""
+    return 6 if ":" in member.partition(",")[0] else 4
+
+
+def _create(name: str, wanted: KernelSet) -> str:
+    return f"create {name} {wanted.type} family {_INET[wanted.family]} maxelem {wanted.size}"
+
+
+def _rebuild(name: str, temporary: str, wanted: KernelSet, members: Iterable[str]) -> Iterator[str]:
+    yield _create(temporary, wanted)
+    yield f"flush {temporary}"
+    yield from (f"add {temporary} {member}" for member in members)
+    yield f"swap {temporary} {name}"
+    yield f"destroy {temporary}"
