@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final, Literal, TypeAlias
 
-from calipy.datastore.ipam import CONFIRMED, PENDING, PENDING_DELETION, Block, BlockAffinity
+from calipy.datastore.ipam import Block, BlockAffinity
 
 State: TypeAlias = Literal["absent", "pending", "confirmed", "pendingDeletion"]
 Relation: TypeAlias = Literal["missing", "mine", "nobody's", "another's"]
@@ -48,16 +48,18 @@ RELEASE: Final[dict[tuple[State, Relation], Release]] = {
     ("absent", "mine"): "nothing",
     ("absent", "nobody's"): "nothing",
     ("absent", "another's"): "nothing",
-    **{
-        (state, relation): action
-        for state in ("pending", "confirmed", "pendingDeletion")
-        for relation, action in (
-            ("missing", "forget"),
-            ("mine", "release"),
-            ("nobody's", "release"),
-            ("another's", "conflict"),
-        )
-    },
+    ("pending", "missing"): "forget",
+    ("pending", "mine"): "release",
+    ("pending", "nobody's"): "release",
+    ("pending", "another's"): "conflict",
+    ("confirmed", "missing"): "forget",
+    ("confirmed", "mine"): "release",
+    ("confirmed", "nobody's"): "release",
+    ("confirmed", "another's"): "conflict",
+    ("pendingDeletion", "missing"): "forget",
+    ("pendingDeletion", "mine"): "release",
+    ("pendingDeletion", "nobody's"): "release",
+    ("pendingDeletion", "another's"): "conflict",
 }
 
 
@@ -88,8 +90,3 @@ def relation_of(block: Block | None, owner: str) -> Relation:
     if block.affinity is None:
         return "nobody's"
     return "mine" if block.affinity == owner else "another's"
-
-
-PENDING_VALUE: Final = BlockAffinity(state=PENDING)
-CONFIRMED_VALUE: Final = BlockAffinity(state=CONFIRMED)
-PENDING_DELETION_VALUE: Final = BlockAffinity(state=PENDING_DELETION)

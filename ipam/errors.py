@@ -9,7 +9,7 @@ from calipy.datastore.ipam import AllocationAttribute
 from calipy.errors import CalipyError, InvalidInputError
 
 if TYPE_CHECKING:
-    from calipy.ipam.allocator import Assignment
+    from calipy.ipam.request import Assignment
 
 
 class IPAMError(CalipyError):
@@ -88,11 +88,12 @@ class BlockLimitError(IPAMError):
 class NoBlockError(IPAMError):
     """The host has no block with a free address, and may not claim one."""
 
-    def __init__(self, host: str, family: int, pools: Sequence[str]) -> None:
+    def __init__(
+        self, host: str, family: int, pools: Sequence[str], *, why: str = "automatic claiming of blocks is off"
+    ) -> None:
         super().__init__(
-            f"host {host!r} has no IPv{family} block with free addresses in {', '.join(pools)}, "
-            "and automatic claiming of blocks is off",
-            remedy="claim a block for the host, or set auto_allocate_blocks",
+            f"host {host!r} has no IPv{family} block with free addresses in {', '.join(pools)}, and {why}",
+            remedy="claim a block for the host, set auto_allocate_blocks, or add a pool",
         )
 
 

@@ -138,6 +138,7 @@ def select(
     use: Use,
     node_labels: Mapping[str, str] | None,
     namespace_labels: Mapping[str, str],
+    namespace: str = "",
     requested: Sequence[str] = (),
     reserved_per_block: int = 0,
 ) -> list[Pool]:
@@ -150,6 +151,7 @@ def select(
         use: what the address is for.
         node_labels: labels of the Node resource; None for a virtual owner, which every nodeSelector lets pass.
         namespace_labels: labels of the pod's namespace.
+        namespace: its name, for messages.
         requested: CIDRs or names of pools: only these, whatever their selectors and mode say.
         reserved_per_block: ordinals that the host keeps for itself: smaller blocks are of no use to it.
 
@@ -177,7 +179,7 @@ def select(
             elif node_labels is not None and not pool.selects_node(node_labels):
                 tried.append(f"{pool} does not select the node ({pool.node_selector})")
             elif not pool.selects_namespace(namespace_labels):
-                tried.append(f"{pool} does not select the namespace ({pool.namespace_selector})")
+                tried.append(f"{pool} does not select namespace {namespace!r} ({pool.namespace_selector})")
             else:
                 chosen.append(pool)
     if not chosen:

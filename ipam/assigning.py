@@ -1,0 +1,423 @@
+"""Handing out addresses: which block next, and one guarded write per block.
+
+The order is Calico's: the owner's blocks, then a new block, then a block somebody else left empty, then (unless
+affinity is strict) an address borrowed from somebody else's block. Where Calico writes affinity ``pending``, block,
+affinity ``confirmed``, handle and block again, one transaction does it all, guarded with everything the decision was
+taken from. If it does not get through, the decision is taken again from what is there now.
+
+Source: libcalico-go/lib/ipam/ipam.go (autoAssign, AssignIP).
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from calipy.datastore.ipam import AllocationAttribute, Block, BlockAffinity
+from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, IPAMConfigKey, Key, ResourceKey
+from calipy.ipam import affinity, handle
+from calipy.ipam import block as blocks
+from calipy.ipam import pools as poolmath
+from calipy.ipam.errors import (
+    AddressNotInPoolError,
+    BlockLimitError,
+    ForeignBlockError,
+    IPAMError,
+    NoBlockError,
+    UnknownNodeError,
+    WrongUseError,
+)
+from calipy.ipam.pools import Pool
+from calipy.ipam.releasing import release_affinity
+from calipy.ipam.request import FamilyAssignment, Request
+from calipy.ipam.session import Attempts, Session
+from calipy.net import Family, IPAddress
+
+BUILT_IN_BLOCK_LIMIT = 20
+"""Blocks per host and family where neither the settings nor the request say anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """Use a block of ours, or make or adopt one."""
+
+    cidr: str
+    pool: Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaim:
+    """Take over an empty block of another owner."""
+
+    cidr: str
+    pool: Pool
+
+
+@dataclass(frozen=True, slots=True)
+class Borrow:
+    """Take addresses from a block that is not ours."""
+
+    cidr: str
+    pool: Pool
+
+
+Step: TypeAlias = Own | Reclaim | Borrow
+Outcome: TypeAlias = Literal["done", "useless", "lost"]
+
+
+async def assign_family(session: Session, request: Request, family: Family, result: FamilyAssignment) -> None:
+    """Fill ``result`` with addresses of one family, as many as can be had.
+
+    Raises:
+        UnknownNodeError, NoPoolError, UnknownPoolError, WrongUseError, BadSelectorError: no pool can be chosen.
+        BlockLimitError, NoBlockError: the host may not have another block; ``result`` holds what was got before.
+        TooManyConflictsError: too many other writers.
+    """
+    attempts = Attempts(f"assigning IPv{family} addresses on {session.environment.owner}")
+    useless: set[str] = set()
+    tidied = False
+    while result.missing > 0:
+        try:
+            await session.need_selection(family)
+            chosen = select_pools(session, request, family)
+            if not tidied:
+                await _give_up_unselected(session, family, chosen)
+                tidied = True
+            step = await _next_step(session, request, family, chosen, useless)
+        except IPAMError:
+            if not session.is_live:
+                raise
+            session.read_afresh()
+            useless.clear()
+            continue
+        if step is None:
+            if session.is_live:
+                session.read_afresh()
+                useless.clear()
+                continue
+            result.messages.append(_shortage(session, result, chosen))
+            return
+        outcome = await _take(session, request, step, result)
+        if outcome == "useless":
+            useless.add(step.cidr)
+        elif outcome == "lost":
+            await attempts.lost()
+
+
+def select_pools(session: Session, request: Request, family: Family) -> list[Pool]:
+    """The pools that may serve the request, in order. Pure but for what the session has read."""
+    labels: Mapping[str, str] | None = None
+    if session.environment.affinity_type == "host":
+        labels = session.node_labels()
+        if labels is None:
+            raise UnknownNodeError(session.environment.owner)
+    return poolmath.select(
+        session.view.pools,
+        node=session.environment.owner,
+        family=family,
+        use=request.use,
+        node_labels=labels,
+        namespace_labels=request.namespace_labels,
+        namespace=request.namespace,
+        requested=request.pools.get(family, ()),
+    )
+
+
+async def _give_up_unselected(session: Session, family: Family, chosen: Sequence[Pool]) -> None:
+    """Release the owner's empty blocks in pools that select its node no more."""
+    view = session.view
+    labels = session.node_labels()
+    if labels is None:
+        return
+    for cidr in view.affinities(family):
+        network = ipaddress.ip_network(cidr)
+        if poolmath.enclosing(chosen, network) is not None:
+            continue
+        pool = poolmath.enclosing(view.pools, network)
+        if pool is None or pool.selects_node(labels):
+            continue
+        await session.need(BlockKey(cidr))
+        block = view.block(cidr)
+        if block is not None and not collected(session, block).empty:
+            continue
+        try:
+            await release_affinity(session, session.environment.affinity_key(cidr), must_be_empty=True)
+        except IPAMError:
+            continue  # used again, or somebody else's by now: not ours to give up
+
+
+async def _next_step(
+    session: Session, request: Request, family: Family, chosen: Sequence[Pool], useless: set[str]
+) -> Step | None:
+    """The block to turn to next, or None when there is none left."""
+    owned = list(_owned(session, family, chosen))
+    for cidr, pool in owned:
+        if cidr not in useless and not session.view.reservations.cover(ipaddress.ip_network(cidr)):
+            return Own(cidr, pool)
+    names = [str(pool) for pool in chosen]
+    limit = block_limit(session.config.max_blocks_per_host, request.max_blocks)
+    if len(owned) >= limit:
+        raise BlockLimitError(session.environment.owner, family, limit, len(owned), names)
+    if not session.config.auto_allocate_blocks:
+        raise NoBlockError(session.environment.owner, family, names)
+    await session.need_blocks(family)
+    starts = {pool: session.environment.start(session.environment.owner, pool) for pool in chosen if pool.block_count}
+    for pool, start in starts.items():
+        cidr_or_none = _unclaimed(session, pool, start, useless)
+        if cidr_or_none is not None:
+            return Own(cidr_or_none, pool)
+    for pool, start in starts.items():
+        for cidr, block in _existing(session, pool, start):
+            if cidr not in useless and poolmath.reclaimable(
+                block, session.environment.owner_text, age_seconds=_claim_age(session, block)
+            ):
+                return Reclaim(cidr, pool)
+    if not session.config.strict_affinity:
+        for pool, start in starts.items():
+            for cidr, block in _existing(session, pool, start):
+                if cidr not in useless and blocks.usable(
+                    collected(session, block), session.view.reservations.ordinals(block.network)
+                ):
+                    return Borrow(cidr, pool)
+    return None
+
+
+def block_limit(configured: int, requested: int) -> int:
+    """The smaller of the two caps, where 0 (or less) means unset; 20 if both are."""
+    caps = [cap for cap in (configured, requested) if cap > 0]
+    return min(caps) if caps else BUILT_IN_BLOCK_LIMIT
+
+
+def _owned(session: Session, family: Family, chosen: Sequence[Pool]) -> Iterator[tuple[str, Pool]]:
+    for cidr in session.view.affinities(family):
+        pool = poolmath.enclosing(chosen, ipaddress.ip_network(cidr))
+        if pool is not None:
+            yield cidr, pool
+
+
+def _unclaimed(session: Session, pool: Pool, start: int, useless: set[str]) -> str | None:
+    """The first block nobody has made yet, or that is ours (without the affinity that should go with it)."""
+    existing = session.view.blocks(pool.family)
+    for cidr in poolmath.candidates(pool, start):
+        if cidr in useless:
+            continue
+        network = ipaddress.ip_network(cidr)
+        if cidr not in existing:
+            if not session.view.reservations.cover(network):
+                return cidr
+            continue
+        block = existing[cidr]
+        if block is None or block.affinity != session.environment.owner_text:
+            continue
+        if blocks.usable(collected(session, block), session.view.reservations.ordinals(network)):
+            return cidr
+    return None
+
+
+def _existing(session: Session, pool: Pool, start: int) -> list[tuple[str, Block]]:
+    """The pool's blocks in the order of the search from ``start``. O(blocks log blocks), never O(pool)."""
+    step = pool.network.max_prefixlen - pool.block_size
+    found = []
+    for cidr, block in session.view.blocks(pool.family).items():
+        if block is None:
+            continue
+        network = block.network
+        if network.prefixlen == pool.block_size and network.network_address in pool.network:
+            index = int(network.network_address) - int(pool.network.network_address) >> step
+            found.append(((index - start) % pool.block_count, cidr, block))
+    return [(cidr, block) for _, cidr, block in sorted(found, key=lambda item: item[0])]
+
+
+def _claim_age(session: Session, block: Block) -> float | None:
+    if block.affinity_claim_time is None:
+        return None
+    try:
+        claimed = datetime.datetime.fromisoformat(block.affinity_claim_time)
+        return (session.environment.now() - claimed).total_seconds()
+    except (ValueError, TypeError):
+        return None
+
+
+def _shortage(session: Session, result: FamilyAssignment, chosen: Sequence[Pool]) -> str:
+    got = f"got {len(result.addresses)} of {result.requested} addresses"
+    where = ", ".join(str(pool) for pool in chosen)
+    if session.config.strict_affinity:
+        return f"{got}: no more free blocks in {where}, and strict affinity forbids to borrow from other hosts' blocks"
+    return f"{got}: no more free addresses in {where}"
+
+
+def collected(session: Session, block: Block) -> Block:
+    """The block with what has cooled down back in its free list."""
+    return blocks.collect(block, now=session.environment.now(), cooldown=session.cooldown)
+
+
+def _fence(session: Session, pool: Pool) -> list[Key]:
+    """What a decision about a pool rests on besides the block: no address is assigned from settings gone by."""
+    keys: list[Key] = [IPAMConfigKey(), ResourceKey("IPPool", pool.name)]
+    if session.environment.affinity_type == "host":
+        keys.append(ResourceKey("Node", session.environment.owner))
+    return keys
+
+
+async def _take(session: Session, request: Request, step: Step, result: FamilyAssignment) -> Outcome:
+    """Take what a block yields, in one write."""
+    block_key = BlockKey(step.cidr)
+    needed: list[Key] = [block_key]
+    if request.handle_id is not None:
+        if session.is_live:
+            session.assume_absent(HandleKey(request.handle_id))
+        needed.append(HandleKey(request.handle_id))
+    if isinstance(step, Own):
+        needed.append(session.environment.affinity_key(step.cidr))
+    await session.need(*needed)
+    prepared = await _prepare(session, step)
+    if isinstance(prepared, str):
+        return prepared
+    base, changes = prepared
+    owner = AllocationAttribute(handle_id=request.handle_id, secondary=dict(request.attributes) or None)
+    reserved = session.view.reservations.ordinals(ipaddress.ip_network(step.cidr))
+    after, ordinals = blocks.assign(base, result.missing, owner, reserved=reserved)
+    if not ordinals:
+        return "useless"
+    changes = {**changes, block_key: after, **_raise_handle(session, request.handle_id, step.cidr, len(ordinals))}
+    guards = [*_fence(session, step.pool)]
+    if isinstance(step, Own):
+        guards.append(session.environment.affinity_key(step.cidr))
+    if not await session.commit(changes, guards=guards):
+        return "lost"
+    result.addresses.extend(str(after.address(ordinal)) for ordinal in ordinals)
+    result.blocks.extend(step.cidr for _ in ordinals)
+    return "done"
+
+
+async def _prepare(session: Session, step: Step) -> tuple[Block, dict[Key, Any]] | Outcome:
+    """The block to take from, and what else the same write has to change."""
+    environment = session.environment
+    known = session.known(BlockKey(step.cidr))
+    block: Block | None = known.value
+    if block is None and known.revision:
+        return "useless"  # exists, but cannot be decoded
+    if isinstance(step, Borrow):
+        return (collected(session, block), {}) if block is not None else "useless"
+    own = environment.affinity_key(step.cidr)
+    if isinstance(step, Reclaim):
+        if block is None or not poolmath.reclaimable(
+            block, environment.owner_text, age_seconds=_claim_age(session, block)
+        ):
+            return "lost"
+        theirs = owner_key(block)
+        await session.need(theirs, own)
+        removed: dict[Key, Any] = {theirs: None} if session.known(theirs).revision else {}
+        return _fresh(session, step.cidr), {**removed, own: BlockAffinity()}
+    relation = affinity.relation_of(block, environment.owner_text)
+    action = affinity.CLAIM[affinity.state_of(_state(session, own)), relation]
+    if action == "create":
+        return _fresh(session, step.cidr), {own: BlockAffinity()}
+    if action == "stale":
+        return "useless" if await session.commit({own: None}, guards=[BlockKey(step.cidr)]) else "lost"
+    if action == "conflict" or block is None:
+        return "useless"
+    if action == "adopt":
+        return collected(session, blocks.rewrite(block)), {own: BlockAffinity()}
+    return collected(session, block), {}
+
+
+def _state(session: Session, key: BlockAffinityKey) -> BlockAffinity | None:
+    known = session.known(key)
+    if known.value is None and known.revision:
+        return BlockAffinity(state="pending")  # cannot be decoded: as good as not confirmed
+    value: BlockAffinity | None = known.value
+    return value
+
+
+def owner_key(block: Block) -> BlockAffinityKey:
+    """The key of the claim that belongs to a block with an owner."""
+    kind, _, name = (block.affinity or "").partition(":")
+    return BlockAffinityKey(name, block.cidr, kind)
+
+
+def _fresh(session: Session, cidr: str) -> Block:
+    environment = session.environment
+    return blocks.new_block(
+        cidr, environment.owner_text, now=environment.now(), sequence_number=environment.nanoseconds()
+    )
+
+
+def _raise_handle(session: Session, handle_id: str | None, cidr: str, count: int) -> dict[Key, Any]:
+    if handle_id is None:
+        return {}
+    key = HandleKey(handle_id)
+    return {key: handle.increment(session.known(key).value, cidr, count)}
+
+
+async def ensure_block(session: Session, request: Request, family: Family) -> str:
+    """A block of the owner with a free address; claimed if there is none.
+
+    Raises:
+        As ``assign_family``; NoBlockError also when no block is left.
+    """
+    attempts = Attempts(f"getting an IPv{family} block for {session.environment.owner}")
+    useless: set[str] = set()
+    while True:
+        await session.need_selection(family)
+        chosen = select_pools(session, request, family)
+        step = await _next_step(session, request, family, chosen, useless)
+        if step is None or isinstance(step, Borrow):
+            names = [str(pool) for pool in chosen]
+            raise NoBlockError(session.environment.owner, family, names, why="every block is somebody's")
+        own = session.environment.affinity_key(step.cidr)
+        await session.need(own, BlockKey(step.cidr))
+        prepared = await _prepare(session, step)
+        if isinstance(prepared, str):
+            useless.add(step.cidr)
+            continue
+        block, changes = prepared
+        if not blocks.usable(block, session.view.reservations.ordinals(block.network)):
+            useless.add(step.cidr)
+            continue
+        if not changes:
+            return step.cidr
+        if await session.commit({**changes, BlockKey(step.cidr): block}, guards=_fence(session, step.pool)):
+            return step.cidr
+        await attempts.lost()
+
+
+async def assign_address(session: Session, address: IPAddress, request: Request, *, check_use: bool) -> None:
+    """Assign one given address, whatever is reserved, selected or capped.
+
+    Raises:
+        AddressNotInPoolError, WrongUseError, ForeignBlockError, AddressTakenError.
+    """
+    attempts = Attempts(f"assigning {address}")
+    environment = session.environment
+    owner = AllocationAttribute(handle_id=request.handle_id, secondary=dict(request.attributes) or None)
+    while True:
+        await session.need_pools()
+        enabled = [pool for pool in session.view.pools if not pool.unusable]
+        pool = poolmath.enclosing(enabled, address)
+        if pool is None:
+            raise AddressNotInPoolError(str(address), [str(pool) for pool in enabled])
+        if check_use and request.use not in pool.allowed_uses:
+            raise WrongUseError(request.use, [f"{pool} allows {', '.join(pool.allowed_uses)}"])
+        cidr = pool.block_of(address)
+        own = environment.affinity_key(cidr)
+        handles = [HandleKey(request.handle_id)] if request.handle_id is not None else []
+        await session.need(IPAMConfigKey(), BlockKey(cidr), own, *handles)
+        found = session.known(BlockKey(cidr))
+        block: Block | None = found.value
+        changes: dict[Key, Any] = {}
+        if block is None:
+            if found.revision:
+                raise AddressNotInPoolError(f"{address} (its block {cidr} cannot be decoded)", [str(pool)])
+            block, changes = _fresh(session, cidr), {own: BlockAffinity()}
+        elif session.config.strict_affinity and block.affinity != environment.owner_text:
+            raise ForeignBlockError(str(address), cidr, block.affinity)
+        block = collected(session, block)
+        changes[BlockKey(cidr)] = blocks.assign_ordinal(block, block.ordinal(address), owner)
+        changes.update(_raise_handle(session, request.handle_id, cidr, 1))
+        if await session.commit(changes, guards=[IPAMConfigKey(), ResourceKey("IPPool", pool.name)]):
+            return
+        await attempts.lost()
