@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from calipy.datastore.cas import CompareAndSwap
 from calipy.datastore.etcd_transport import (
@@ -109,7 +109,7 @@ class EtcdStore(CompareAndSwap):
                 return Listing(tuple(items), revision)
             key = response.kvs[-1].key + b"\0"
 
-    def watch(self, prefixes: Sequence[str], *, start_revision: int) -> AsyncIterator[WatchBatch]:
+    def watch(self, prefixes: Sequence[str], *, start_revision: int) -> AsyncGenerator[WatchBatch, None]:
         """See ``Store.watch``. The first batch is empty and comes when the server has taken on the watch."""
         return follow(self._transport, prefixes, start_revision, self._silence)
 

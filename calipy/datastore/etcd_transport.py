@@ -58,10 +58,10 @@ REFUSED = ("permission denied", "authentication failed", *STALE_TOKEN)
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """PEM material. Empty ``ca``: the system's authorities. ``key`` never shows in a representation."""
+    """PEM material, which never shows in a representation. Empty ``ca``: the system's authorities."""
 
-    ca: bytes = b""
-    cert: bytes = b""
+    ca: bytes = field(default=b"", repr=False)
+    cert: bytes = field(default=b"", repr=False)
     key: bytes = field(default=b"", repr=False)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from grpc.aio import EOF, AioRpcError, StreamStreamCall
@@ -35,7 +35,7 @@ Range = tuple[bytes, bytes]
 
 async def follow(
     transport: Transport, prefixes: Sequence[str], start_revision: int, silence: float = SILENCE
-) -> AsyncIterator[WatchBatch]:
+) -> AsyncGenerator[WatchBatch, None]:
     """``Store.watch`` on one gRPC stream. Reads top to bottom as the life of that stream."""
     if not prefixes:
         raise InvalidInputError("a watch needs at least one prefix", field="prefixes", value=prefixes)
@@ -217,7 +217,7 @@ class _Stream:
                 raise UnavailableError("the connection to etcd was closed") from None
             self._transport.avoid(self._endpoint)
             raise UnavailableError(
-                f"etcd at {self._endpoint.url} stalled: silent for {2 * self._silence:g} s, even when asked for progress"
+                f"etcd at {self._endpoint.url} stalled: silent for {2 * self._silence:g} s, though asked for progress"
             ) from None
         finally:
             self._reading = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from calipy import clock
@@ -68,7 +68,7 @@ class MemoryStore(CompareAndSwap):
         found = (self._at(key, at) for key in sorted(self._history, key=_order) if key.startswith(prefix))
         return Listing(tuple(kv for kv in found if kv is not None), at)
 
-    async def watch(self, prefixes: Sequence[str], *, start_revision: int) -> AsyncIterator[WatchBatch]:
+    async def watch(self, prefixes: Sequence[str], *, start_revision: int) -> AsyncGenerator[WatchBatch, None]:
         """See ``Store.watch``. Like ``EtcdStore`` it gives an empty batch first."""
         if not prefixes:
             raise InvalidInputError("a watch needs at least one prefix", field="prefixes", value=prefixes)

@@ -7,7 +7,7 @@ store-wide integers. Everything is asynchronous and runs in one event loop.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
@@ -48,9 +48,9 @@ class WatchBatch:
     """Events in order of revision; all events of one revision come in one batch.
 
     Attributes:
-        revision: safe to resume from ``revision + 1``: that of the last event, or, in a batch without events (a progress
-            reply), the store's revision up to which nothing
-            was missed.
+        revision: safe to resume from ``revision + 1``: up to it nothing was missed. That of the last event; in a watch
+            over several prefixes on a real server it may lie before, and the events between come again on resuming.
+            A batch without events only moves it on.
     """
 
     events: tuple[Event, ...]
@@ -125,12 +125,12 @@ class Store(Protocol):
         """Every key that starts with ``prefix``, read in pages at one revision. O(result)."""
         ...
 
-    def watch(self, prefixes: Sequence[str], *, start_revision: int) -> AsyncIterator[WatchBatch]:
+    def watch(self, prefixes: Sequence[str], *, start_revision: int) -> AsyncGenerator[WatchBatch, None]:
         """Follow all changes under the prefixes from ``start_revision`` on (inclusive), merged in revision order.
 
         Never ends by itself: raises ``CompactedError`` when ``start_revision`` is gone (list again), and
         ``UnavailableError`` when the stream broke or stalled (no answer to a progress request), so that the caller
-        decides about resuming. Leaving the iteration closes the stream.
+        decides about resuming. Leaving the iteration closes the stream. The first batch is empty: the watch stands.
         """
         ...
 

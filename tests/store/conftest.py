@@ -15,9 +15,6 @@ from calipy.datastore.store import Store
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
     """An empty store of either kind. The etcd one reads small pages, so that paging is always exercised."""
     made: Store
-    if request.param == "memory":
-        made = MemoryStore()
-    else:
-        made = EtcdStore([request.getfixturevalue("etcd").url], page=50)
+    made = MemoryStore() if request.param == "memory" else EtcdStore([request.getfixturevalue("etcd").url], page=50)
     yield made
     await made.close()

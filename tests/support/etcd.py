@@ -10,11 +10,11 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import pytest
 
@@ -98,7 +98,7 @@ class EtcdServer:
         self.kill()
         shutil.rmtree(self._directory / "data", ignore_errors=True)
 
-    def __enter__(self) -> EtcdServer:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except BaseException:
@@ -136,10 +136,11 @@ class EtcdServer:
         give_up = time.monotonic() + START_TIMEOUT
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         while self._process.poll() is None and time.monotonic() < give_up:
-            with contextlib.suppress(OSError, urllib.error.URLError):
-                with opener.open(f"http://127.0.0.1:{self._ports[2]}/health", timeout=2) as answer:
-                    if b"true" in answer.read():
-                        return True
+            try:
+                if b"true" in opener.open(f"http://127.0.0.1:{self._ports[2]}/health", timeout=2).read():
+                    return True
+            except OSError:
+                pass
             time.sleep(0.02)
         self.kill()
         return False
