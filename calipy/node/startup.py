@@ -15,9 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from calipy import log
 from calipy.datastore.client import Client
-from calipy.datastore.resources import Resource, from_document, to_document
+from calipy.datastore.codec import new
+from calipy.datastore.resources import (
+    FelixConfigurationSpec,
+    IPAMConfigurationSpec,
+    IPPoolSpec,
+    NodeBGPSpec,
+    NodeInterface,
+    NodeSpec,
+    OrchRef,
+    Resource,
+)
 from calipy.errors import AlreadyExistsError, CalipyError, ConflictError
 from calipy.net import Family
 from calipy.node.autodetect import (
@@ -33,7 +45,6 @@ from calipy.node.settings import LIB_DIR, NodeSettings, PoolSettings
 logger = log.get("startup")
 
 UPDATE_TRIES = 5
-API_VERSION = "projectcalico.org/v3"
 
 
 class AddressError(CalipyError):
@@ -54,7 +65,9 @@ class Host:
     ipv6: bool = True
 
 
-async def start(client: Client, settings: NodeSettings, host: Host, *, lib_dir: Path = LIB_DIR) -> Resource | None:
+async def start(
+    client: Client, settings: NodeSettings, host: Host, *, lib_dir: Path = LIB_DIR
+) -> Resource[Any, Any] | None:
     """Write what this node needs, then ``nodename``, whose existence lets the CNI plugin work.
 
     Returns the Node resource, or None where the node has no networking of ours. May be repeated at any time.
@@ -70,68 +83,59 @@ async def start(client: Client, settings: NodeSettings, host: Host, *, lib_dir: 
     return node
 
 
-async def ensure_node(client: Client, settings: NodeSettings, host: Host) -> Resource | None:
+async def ensure_node(client: Client, settings: NodeSettings, host: Host) -> Resource[Any, Any] | None:
     """Create or update the Node resource; keeps labels, tunnel addresses and whatever else others wrote there."""
     if not settings.networking:
         return await client.get("Node", settings.name)
     for attempt in range(UPDATE_TRIES):
         stored = await client.get("Node", settings.name)
-        current = to_document(stored) if stored else _document("Node", settings.name, {})
+        node = stored or new("Node", settings.name)
         try:
-            wanted = node_document(current, settings, host)
-            if wanted["spec"].get("bgp") != current["spec"].get("bgp"):
-                await _refuse_conflicts(client, settings, wanted)
+            wanted = replace(node, spec=node_spec(node.spec, settings, host))
+            if wanted.spec.bgp != node.spec.bgp:
+                await _refuse_conflicts(client, settings, wanted.spec)
         except AddressError:
-            if stored is not None and "autodetect" in (settings.ip, settings.ip6):
+            if stored is not None:
                 await _clear_addresses(client, settings, stored)
             raise
-        if stored is not None and wanted == current:
+        if wanted == stored:
             return stored
         try:
-            resource = from_document(wanted)
-            return await (client.create(resource) if stored is None else client.update(resource))
+            return await (client.create(wanted) if stored is None else client.update(wanted))
         except ConflictError:
             if attempt == UPDATE_TRIES - 1:
                 raise
     raise AssertionError
 
 
-def node_document(current: dict[str, Any], settings: NodeSettings, host: Host) -> dict[str, Any]:
-    """The Node as it ought to be, from what is stored and what the host is now (pure).
+def node_spec(current: NodeSpec, settings: NodeSettings, host: Host) -> NodeSpec:
+    """The Node's spec as it ought to be, from what is stored and what the host is now (pure).
 
     Raises:
         AddressError: nothing detected and nothing stored.
     """
-    spec = dict(current["spec"])
-    bgp = dict(spec.get("bgp") or {})
-    for family, choice, name in ((4, settings.ip, "ipv4Address"), (6, settings.ip6, "ipv6Address")):
-        address = _address(family, choice, bgp.get(name, ""), settings, host)
-        bgp.pop(name, None)
-        if address:
-            bgp[name] = address
-    if not bgp.get("ipv4Address") and not bgp.get("ipv6Address"):
+    bgp = current.bgp or NodeBGPSpec()
+    bgp = replace(
+        bgp,
+        ipv4_address=_address(4, settings.ip, bgp.ipv4_address, settings, host),
+        ipv6_address=_address(6, settings.ip6, bgp.ipv6_address, settings, host),
+        as_number=bgp.as_number if settings.as_number is None else settings.as_number,
+    )
+    if not bgp.ipv4_address and not bgp.ipv6_address:
         raise AddressError(
             "this node has no address that BGP could use",
             remedy="set IP or IP6 to an address or to 'autodetect', or CALICO_NETWORKING_BACKEND=none",
         )
-    if settings.as_number is not None:
-        bgp["asNumber"] = settings.as_number
-    spec["bgp"] = bgp
-    if settings.node_ref:
-        spec["orchRefs"] = [{"nodeName": settings.node_ref, "orchestrator": "k8s"}]
-    families: list[Family] = []
-    if settings.ip not in ("", "none"):
-        families.append(4)
-    if settings.ip6 not in ("", "none"):
-        families.append(6)
-    interfaces = [
-        {"name": name, **({"addresses": list(addresses)} if addresses else {})}
-        for name, addresses in recorded_interfaces(host.interfaces, families)
-    ]
-    spec.pop("interfaces", None)
-    if families and interfaces:
-        spec["interfaces"] = interfaces
-    return {**current, "spec": spec}
+    choices: tuple[tuple[Family, str], ...] = ((4, settings.ip), (6, settings.ip6))
+    families = [family for family, choice in choices if choice not in ("", "none")]
+    interfaces = recorded_interfaces(host.interfaces, families) if families else []
+    reference = (OrchRef(node_name=settings.node_ref, orchestrator="k8s"),)
+    return replace(
+        current,
+        bgp=bgp,
+        orch_refs=reference if settings.node_ref else current.orch_refs,
+        interfaces=tuple(NodeInterface(name=name, addresses=addresses) for name, addresses in interfaces),
+    )
 
 
 def _address(family: Family, choice: str, stored: str, settings: NodeSettings, host: Host) -> str:
@@ -158,39 +162,36 @@ def _with_length(address: str) -> str:
     return str(ipaddress.ip_interface(address))
 
 
-async def _refuse_conflicts(client: Client, settings: NodeSettings, wanted: dict[str, Any]) -> None:
+async def _refuse_conflicts(client: Client, settings: NodeSettings, wanted: NodeSpec) -> None:
     """Two nodes with one address would tear each other's sessions down. Raises AddressError."""
     if not settings.check_address_conflicts:
         return
-    own = {_bare(a) for a in (wanted["spec"]["bgp"].get(k) for k in ("ipv4Address", "ipv6Address")) if a}
+    own = _addresses(wanted)
     for other in await client.list("Node"):
-        if other.metadata.name == settings.name:
-            continue
-        bgp = to_document(other)["spec"].get("bgp") or {}
-        for address in (bgp.get("ipv4Address"), bgp.get("ipv6Address")):
-            if address and _bare(address) in own:
-                raise AddressError(
-                    f"address {_bare(address)} belongs to node {other.metadata.name!r} already",
-                    remedy="give this node another address, or delete the other Node if it is gone for good",
-                )
+        for address in _addresses(other.spec) & own if other.name != settings.name else ():
+            raise AddressError(
+                f"address {address} belongs to node {other.name!r} already",
+                remedy="give this node another address, or delete the other Node if it is gone for good",
+            )
 
 
-def _bare(address: str) -> str:
-    return str(ipaddress.ip_interface(address).ip)
+def _addresses(spec: NodeSpec) -> set[str]:
+    given = (spec.bgp.ipv4_address, spec.bgp.ipv6_address) if spec.bgp else ()
+    return {str(ipaddress.ip_interface(address).ip) for address in given if address}
 
 
-async def _clear_addresses(client: Client, settings: NodeSettings, stored: Resource) -> None:
+async def _clear_addresses(client: Client, settings: NodeSettings, stored: Resource[Any, Any]) -> None:
     """A detected address that is no longer ours must not keep others from using it (calico/node does the same)."""
-    document = to_document(stored)
-    bgp = dict(document["spec"].get("bgp") or {})
-    for choice, name in ((settings.ip, "ipv4Address"), (settings.ip6, "ipv6Address")):
-        if choice == "autodetect":
-            bgp.pop(name, None)
-    spec = {**document["spec"], "bgp": bgp}
-    if not bgp:
-        del spec["bgp"]
-    if spec != document["spec"]:
-        await client.update(from_document({**document, "spec": spec}))
+    if stored.spec.bgp is None:
+        return
+    bgp = replace(
+        stored.spec.bgp,
+        ipv4_address="" if settings.ip == "autodetect" else stored.spec.bgp.ipv4_address,
+        ipv6_address="" if settings.ip6 == "autodetect" else stored.spec.bgp.ipv6_address,
+    )
+    if bgp != stored.spec.bgp:
+        spec = replace(stored.spec, bgp=None if bgp == NodeBGPSpec() else bgp)
+        await client.update(replace(stored, spec=spec))
 
 
 async def ensure_pools(client: Client, settings: NodeSettings, host: Host) -> None:
@@ -200,10 +201,10 @@ async def ensure_pools(client: Client, settings: NodeSettings, host: Host) -> No
     present = {6 if ":" in pool.spec.cidr else 4 for pool in await client.list("IPPool")}
     if 4 not in present and settings.pool4.cidr is not None:
         cidr = settings.pool4.cidr or default_pool(host.interfaces)
-        await _create(client, _pool_document("default-ipv4-ippool", cidr, settings.pool4))
+        await _create(client, new("IPPool", "default-ipv4-ippool", pool_spec(cidr, settings.pool4)))
     if 6 not in present and settings.pool6.cidr is not None and host.ipv6 and settings.ipv6_support:
         cidr = settings.pool6.cidr or random_ula()
-        await _create(client, _pool_document("default-ipv6-ippool", cidr, settings.pool6))
+        await _create(client, new("IPPool", "default-ipv6-ippool", pool_spec(cidr, settings.pool6)))
 
 
 def random_ula() -> str:
@@ -211,18 +212,17 @@ def random_ula() -> str:
     return str(ipaddress.IPv6Network((bytes([0xFD]) + secrets.token_bytes(5) + bytes(10), 48)))
 
 
-def _pool_document(name: str, cidr: str, pool: PoolSettings) -> dict[str, Any]:
-    spec: dict[str, Any] = {
-        "cidr": cidr,
-        "blockSize": pool.block_size,
-        "ipipMode": pool.ipip_mode,
-        "vxlanMode": pool.vxlan_mode,
-        "natOutgoing": pool.nat_outgoing,
-        "disableBGPExport": pool.disable_bgp_export,
-    }
-    if pool.node_selector:
-        spec["nodeSelector"] = pool.node_selector
-    return _document("IPPool", name, spec)
+def pool_spec(cidr: str, pool: PoolSettings) -> IPPoolSpec:
+    """The spec of a default pool (pure)."""
+    return IPPoolSpec(
+        cidr=cidr,
+        block_size=pool.block_size,
+        ipip_mode=pool.ipip_mode,
+        vxlan_mode=pool.vxlan_mode,
+        nat_outgoing=pool.nat_outgoing,
+        disable_bgp_export=pool.disable_bgp_export,
+        node_selector=pool.node_selector,
+    )
 
 
 async def ensure_defaults(client: Client, settings: NodeSettings) -> None:
@@ -230,33 +230,33 @@ async def ensure_defaults(client: Client, settings: NodeSettings) -> None:
     await client.ensure_initialised(cluster_type=settings.cluster_type)
     felix = await client.get("FelixConfiguration", "default")
     if felix is None:
-        spec = {"reportingInterval": "0s", "logSeverityScreen": "Info"}
-        await _create(client, _document("FelixConfiguration", "default", spec))
+        spec = FelixConfigurationSpec(reporting_interval="0s", log_severity_screen="Info")
+        await _create(client, new("FelixConfiguration", "default", spec))
     else:
-        document = to_document(felix)
-        spec = {"reportingInterval": "0s", "logSeverityScreen": "Info", **document["spec"]}
-        if spec != document["spec"]:
-            await client.update(from_document({**document, "spec": spec}))
+        spec = replace(
+            felix.spec,
+            reporting_interval="0s" if felix.spec.reporting_interval is None else felix.spec.reporting_interval,
+            log_severity_screen=felix.spec.log_severity_screen or "Info",
+        )
+        if spec != felix.spec:
+            await client.update(replace(felix, spec=spec))
     own = f"node.{settings.name}"
     if await client.get("FelixConfiguration", own) is None:
-        await _create(client, _document("FelixConfiguration", own, {"defaultEndpointToHostAction": "Return"}))
+        spec = FelixConfigurationSpec(default_endpoint_to_host_action="Return")
+        await _create(client, new("FelixConfiguration", own, spec))
     if await client.get("BGPConfiguration", "default") is None:
-        await _create(client, _document("BGPConfiguration", "default", {}))
+        await _create(client, new("BGPConfiguration", "default"))
     if await client.get("IPAMConfiguration", "default") is None:
-        spec_ipam = {"strictAffinity": False, "autoAllocateBlocks": True, "kubeVirtVMAddressPersistence": "Enabled"}
-        await _create(client, _document("IPAMConfiguration", "default", spec_ipam))
+        ipam = IPAMConfigurationSpec(auto_allocate_blocks=True, kube_virt_vm_address_persistence="Enabled")
+        await _create(client, new("IPAMConfiguration", "default", ipam))
 
 
-def _document(kind: str, name: str, spec: dict[str, Any]) -> dict[str, Any]:
-    return {"apiVersion": API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec}
-
-
-async def _create(client: Client, document: dict[str, Any]) -> None:
+async def _create(client: Client, resource: Resource[Any, Any]) -> None:
     """Create; another node that was quicker is as good."""
     try:
-        await client.create(from_document(document))
+        await client.create(resource)
     except AlreadyExistsError:
-        logger.info("exists already", kind=document["kind"], name=document["metadata"]["name"])
+        logger.info("exists already", kind=resource.kind, name=resource.name)
 
 
 def write_nodename(name: str, lib_dir: Path = LIB_DIR) -> None:

@@ -14,7 +14,8 @@ def test_defaults(tmp_path: Path) -> None:
     """With only a name given, calico/node's defaults hold."""
     settings = NodeSettings.from_environment({"NODENAME": "n1"}, lib_dir=tmp_path)
     assert (settings.name, settings.ip, settings.ip6, settings.as_number) == ("n1", "", "", None)
-    assert settings.pool4.nat_outgoing and not settings.pool6.nat_outgoing
+    assert settings.pool4.nat_outgoing
+    assert not settings.pool6.nat_outgoing
     assert (settings.pool4.block_size, settings.pool6.block_size) == (26, 122)
     assert settings.health_host == "localhost"
     assert settings.networking

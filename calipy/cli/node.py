@@ -1,0 +1,116 @@
+"""``calipy node``: run this host as a node, and ask how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+import click
+
+from calipy import log
+from calipy.node.settings import NodeSettings
+
+
+@click.group()
+def command() -> None:
+    """Run this host as a node of the cluster, and see how it is."""
+
+
+@command.command()
+@click.option("--only", type=click.Choice(["agent", "bgpd"]), help="Run one daemon alone, in the foreground.")
+@click.option("--config", "config_file", default=None, help="Datastore configuration file (calicoctl.cfg).")
+def run(only: str | None, config_file: str | None) -> None:
+    """Run the node: the agent (policy, IPAM, pods) and bgpd (BGP), each restarted when it ends.
+
+    Configured as calico/node is, by the environment: NODENAME, ETCD_ENDPOINTS, IP, IP_AUTODETECTION_METHOD, AS,
+    CALICO_IPV4POOL_CIDR, FELIX_… and so on. Starts before etcd is reachable and before interfaces exist. SIGTERM ends
+    the daemons and leaves routes, rules and pods as they are.
+
+    \b
+    Examples:
+      ETCD_ENDPOINTS=http://10.0.0.2:2379 calipy node run
+      calipy node run --only agent     # beside a real BIRD
+      calipy node run --only bgpd      # beside a real Felix
+    """
+    settings = NodeSettings.from_environment(os.environ)
+    log.configure(settings.felix.get("logseverityscreen", os.environ.get("CALICO_STARTUP_LOGLEVEL", "info")))
+    if only is None:
+        from calipy.node import supervisor  # noqa: PLC0415 - the supervisor must stay small: no grpc, no threads
+
+        names = ["agent", "bgpd"] if settings.networking else ["agent"]
+        daemons = [
+            supervisor.Daemon(name, supervisor.daemon_argv(name, config_file=config_file or "")) for name in names
+        ]
+        environ = {**os.environ, supervisor.SUPERVISED: "1"}
+        sys.exit(asyncio.run(supervisor.Supervisor(daemons, environ).run()))
+    from calipy.node import agent, bgpd  # noqa: PLC0415 - only what this process needs
+
+    sys.exit(asyncio.run((agent if only == "agent" else bgpd).run(settings, config_file)))
+
+
+@command.command()
+@click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True)
+def status(output: str) -> None:
+    """Show this node's daemons and its BGP peers.
+
+    \b
+    Examples:
+      calipy node status
+      calipy node status -o json
+    """
+    from calipy.cli import render  # noqa: PLC0415 - start-up time
+    from calipy.node import status as node_status  # noqa: PLC0415
+
+    state = node_status.read()
+    print(node_status.text(state) if output == "text" else render.document(state.document(), output), end="")
+    if state.agent is None and state.bgpd is None:
+        sys.exit(1)
+
+
+@command.command()
+@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+def health(output: str) -> None:
+    """Ask whether this node is ready; exit status 1 if it is not.
+
+    Shows the agent's /readiness table and whether bgpd is ready.
+    """
+    from calipy.cli import render  # noqa: PLC0415 - start-up time
+    from calipy.node import status as node_status  # noqa: PLC0415
+
+    settings = NodeSettings.from_environment(os.environ)
+    ready, table = node_status.readiness(settings.health_host, settings.health_port)
+    bgpd = node_status.read().bgpd if settings.networking else {"ready": True}
+    bgp_ready = bgpd is not None and bool(bgpd.get("ready"))
+    reasons = "no answer" if bgpd is None else "; ".join(bgpd.get("reasons", []))
+    if output == "json":
+        print(render.document({"ready": ready and bgp_ready, "agent": table, "bgpd": reasons}, "json"), end="")
+    else:
+        print(table, end="")
+        print(f"bgpd: {'ready' if bgp_ready else f'not ready: {reasons}'}")
+    sys.exit(0 if ready and bgp_ready else 1)
+
+
+@command.command()
+@click.option("--config", "config_file", default=None, help="Datastore configuration file (calicoctl.cfg).")
+def startup(config_file: str | None) -> None:
+    """Write this node and the default objects into the datastore once, as `node run` does at start.
+
+    Exit status 1, with the reason, if the node's address cannot be settled.
+    """
+    from calipy.node import once  # noqa: PLC0415 - start-up time
+
+    log.configure("info")
+    asyncio.run(once.startup(NodeSettings.from_environment(os.environ), config_file))
+
+
+@command.command("allocate-tunnel-addrs")
+@click.option("--run-once", is_flag=True, required=True, help="Do it once and end.")
+@click.option("--config", "config_file", default=None, help="Datastore configuration file (calicoctl.cfg).")
+def allocate_tunnel_addrs(run_once: bool, config_file: str | None) -> None:
+    """Give this node the tunnel addresses that its pools ask for, and take back those that none does."""
+    from calipy.node import once  # noqa: PLC0415 - start-up time
+
+    assert run_once
+    log.configure("info")
+    asyncio.run(once.allocate_tunnel_addresses(NodeSettings.from_environment(os.environ), config_file))
