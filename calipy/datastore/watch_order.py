@@ -6,8 +6,9 @@ Pure. etcd promises order within one range only, and three things must not be mi
 * before 3.4.25 and 3.5.8 the answer to a progress request could overtake events (etcd #15220);
 * events of one transaction come once for each range it touched.
 
-So a range has been seen up to its own last event, and, where it was silent, up to a progress answer that was *followed*
-by another one some time later: whatever the first could have overtaken has arrived by the second.
+So no single answer is believed. Events are handed on up to an answer that was followed by another one with nothing
+belated between: what the first could have overtaken has arrived by the second. And a silent range counts as seen, for
+resuming, only up to an answer that was followed by another one much later.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ HOLD = 1.0
 class WatchOrder:
     """Collects events and progress of ``ranges`` watched from ``start_revision`` on; gives batches.
 
-    With one range batches are given at once. With several they wait for the next progress answer (``waiting`` says
+    With one range batches are given at once. With several they wait for the next two progress answers (``waiting`` says
     that one should be asked for), then come sorted by revision. Each call is O(events given or taken).
     """
 
@@ -36,6 +37,8 @@ class WatchOrder:
         self._told = start_revision - 1
         self._settled = settled
         self._answers: deque[tuple[float, int]] = deque()
+        self._answer = 0
+        self._belated = False
         self._pending: list[Event] = []
         self._first_pending = 0
         self._since = 0.0
@@ -55,6 +58,7 @@ class WatchOrder:
         if not self._pending:
             self._since, self._first_pending = now, events[0].revision
         self._first_pending = min(self._first_pending, events[0].revision)
+        self._belated = self._belated or events[0].revision <= self._answer
         self._pending.extend(events)
         return self._release(now)
 
@@ -65,8 +69,10 @@ class WatchOrder:
             believed = self._answers.popleft()[1]
         self._answers.append((now, revision))
         self._seen = [max(seen, believed) for seen in self._seen]
+        believed = 0 if self._belated else self._answer
+        self._answer, self._belated = revision, False
         if self._pending:
-            return self._release(now, revision)
+            return self._release(now, believed)
         return self._batch(()) if min(self._seen) > self._told else None
 
     def range_progress(self, index: int, revision: int) -> None:
