@@ -1,0 +1,155 @@
+"""The calculation graph: datastore objects in, what this node must enforce out. Pure, synchronous, single-threaded.
+
+```
+on_update ─┬─ WorkloadEndpoint ─┬─ all ──► ipsets (members of needed sets) ◄── scanner ◄─┐
+           │                    └─ local ─► active (who is hit, in which order) ─────────┤
+           ├─ HostEndpoint, NetworkSet, GlobalNetworkSet ──► ipsets                       │
+           ├─ policies, tiers ─────────────────────────────► active ─────────────────────┘
+           ├─ Profile ─► active (rules), ipsets and active (inherited labels)
+           ├─ IPPool, Node, blocks ──► nodes          ├─ FelixConfiguration, own Node ──► config
+flush ─────┴──► Changes
+```
+
+The output depends on the present state only: order, repetition and splitting of updates do not matter. Existence is
+judged by the value alone; an object that is not valid is treated as absent and listed in ``problems``. Before in-sync
+updates are only gathered: rules are scanned and sets filled in the first flush after it.
+
+Source: Calico ``felix/calc/calc_graph.go``, ``felix/design/calc-graph.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from calipy.datastore.keys import BlockKey, Key, ResourceKey
+from calipy.errors import InvalidInputError
+from calipy.felix.graph import endpoints
+from calipy.felix.graph.active import ActiveRules
+from calipy.felix.graph.config import Configuration
+from calipy.felix.graph.ipsets import IPSets
+from calipy.felix.graph.nodes import Nodes
+from calipy.felix.messages import Changes
+from calipy.policy.model import POLICY_KINDS
+
+
+class Graph:
+    """See the module. Nothing in here blocks or touches the system.
+
+    Args:
+        hostname: this node, as in names of nodes and endpoints.
+        environment: variables; ``FELIX_*`` override what the datastore says.
+
+    Attributes:
+        problems: key → why its object is treated as absent.
+        datastore_ready: ClusterInformation's flag; None when it does not say. Felix must not program anything unless
+            it is True.
+    """
+
+    def __init__(self, hostname: str, environment: Mapping[str, str] | None = None) -> None:
+        self.problems: dict[Key, str] = {}
+        self.datastore_ready: bool | None = None
+        self._hostname = hostname
+        self._in_sync = False
+        self._sets = IPSets()
+        self._active = ActiveRules(self._sets, self._report)
+        self._nodes = Nodes(hostname)
+        self._config = Configuration(hostname, environment or {}, self._report)
+        self._handlers: dict[str, Callable[[ResourceKey, Any], None]] = {
+            "WorkloadEndpoint": self._on_workload,
+            "HostEndpoint": self._on_member,
+            "NetworkSet": self._on_member,
+            "GlobalNetworkSet": self._on_member,
+            "Profile": self._on_profile,
+            "Tier": lambda key, value: self._active.set_tier(key.name, value),
+            "IPPool": self._on_pool,
+            "Node": self._on_node,
+            "FelixConfiguration": lambda key, value: self._config.set_object(key.name, value),
+            "ClusterInformation": self._on_cluster,
+        } | dict.fromkeys(POLICY_KINDS, self._active.set_policy)
+
+    def on_update(self, key: Key, value: Any) -> None:
+        """Take one object, or None when it is gone or cannot be read. Kinds that do not concern Felix are ignored.
+
+        Cost follows what the object can affect; nothing is sent before ``flush``.
+        """
+        if isinstance(key, ResourceKey):
+            handler = self._handlers.get(key.kind)
+            if handler is not None:
+                handler(key, value)
+                if value is None:
+                    self._report(key, "")
+        elif isinstance(key, BlockKey):
+            self._nodes.set_block(key, value)
+
+    def on_in_sync(self) -> None:
+        """The first complete snapshot has been handed over; from now on ``flush`` speaks."""
+        self._in_sync = True
+
+    def flush(self) -> Changes:
+        """What changed since the last flush; empty, with ``in_sync`` False, until the first snapshot is complete."""
+        changes = Changes(in_sync=self._in_sync)
+        if self._in_sync:
+            changes.config = self._config.flush()
+            self._active.flush(changes)
+            self._sets.flush(changes)
+            self._nodes.flush(changes)
+        return changes
+
+    def _report(self, key: Key, problem: str) -> None:
+        if problem:
+            self.problems[key] = problem
+        elif self.problems:
+            self.problems.pop(key, None)
+
+    def _on_workload(self, key: ResourceKey, value: Any) -> None:
+        item = local = None
+        if value is not None:
+            try:
+                item = endpoints.workload(key, value)
+                local = endpoints.local(key, value, self._hostname)
+                self._report(key, "")
+            except InvalidInputError as error:
+                item = local = None
+                self._report(key, str(error))
+        if item is None:
+            self._sets.remove_item(key)
+        else:
+            self._sets.set_item(key, item)
+        if item is None or local is None:
+            self._active.remove_endpoint(key)
+        else:
+            self._active.set_endpoint(key, local, item.labels, item.parents)
+
+    def _on_member(self, key: ResourceKey, value: Any) -> None:
+        item = None
+        if value is not None:
+            try:
+                item = endpoints.host(value) if key.kind == "HostEndpoint" else endpoints.network_set(key, value)
+                self._report(key, "")
+            except InvalidInputError as error:
+                self._report(key, str(error))
+        if item is None:
+            self._sets.remove_item(key)
+        else:
+            self._sets.set_item(key, item)
+
+    def _on_profile(self, key: ResourceKey, value: Any) -> None:
+        labels = self._active.set_profile(key.name, value)
+        self._sets.set_parent(key.name, labels)
+
+    def _on_pool(self, key: ResourceKey, value: Any) -> None:
+        try:
+            self._nodes.set_pool(key.name, value)
+            self._report(key, "")
+        except InvalidInputError as error:
+            self._report(key, str(error))
+
+    def _on_node(self, key: ResourceKey, value: Any) -> None:
+        self._nodes.set_node(key.name, value)
+        if key.name == self._hostname:
+            self._config.set_node(value)
+
+    def _on_cluster(self, _key: ResourceKey, value: Any) -> None:
+        self.datastore_ready = None if value is None else value.spec.datastore_ready
+        self._config.set_cluster(value)

@@ -1,0 +1,126 @@
+"""IP pools, nodes and local blocks: what NAT, the host set and blackhole routes are made of.
+
+Decisions are made at ``flush``; several objects can stand for one output (two pools with one CIDR), then the lowest
+name wins, as in Calico.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, TypeVar
+
+from calipy.datastore.ipam import Block
+from calipy.datastore.keys import BlockKey
+from calipy.datastore.resources import IPPoolSpec, NodeSpec, Resource
+from calipy.errors import InvalidInputError
+from calipy.felix.messages import Changes, Host, Pool
+
+_ADDRESS_TYPES = ("CalicoNodeIP", "InternalIP", "ExternalIP")
+
+
+def pool(resource: Resource[IPPoolSpec, Any]) -> Pool:
+    """What NAT and tunnels need of a pool.
+
+    Raises:
+        InvalidInputError: its CIDR is none.
+    """
+    spec = resource.spec
+    try:
+        cidr = str(ipaddress.ip_network(spec.cidr, strict=False))
+    except ValueError:
+        raise InvalidInputError("not a CIDR", field="spec.cidr", value=spec.cidr, remedy="mend the pool") from None
+    return Pool(
+        cidr,
+        spec.nat_outgoing,
+        spec.ipip_mode or "Never",
+        spec.vxlan_mode or "Never",
+        load_balancer_only=spec.allowed_uses == ("LoadBalancer",),
+    )
+
+
+def host(resource: Resource[NodeSpec, Any]) -> Host:
+    """A node's addresses: those of BGP, else the first listed of each family."""
+    spec = resource.spec
+    found = {4: "", 6: ""}
+    given = [spec.bgp.ipv4_address, spec.bgp.ipv6_address] if spec.bgp is not None else []
+    for kind in _ADDRESS_TYPES:
+        given += [address.address for address in spec.addresses if address.type == kind]
+    for text in given:
+        try:
+            address = ipaddress.ip_interface(text).ip
+        except ValueError:
+            continue
+        found[address.version] = found[address.version] or str(address)
+    return Host(resource.metadata.name, found[4], found[6])
+
+
+class Nodes:
+    """Pools by CIDR, hosts by name, blocks affine to this node."""
+
+    def __init__(self, hostname: str) -> None:
+        self._hostname = hostname
+        self._pools: dict[str, Pool] = {}  # by resource name
+        self._hosts: dict[str, Host] = {}
+        self._blocks: dict[str, bool] = {}
+        self._dirty_pools: set[str] = set()  # CIDRs
+        self._dirty_hosts: set[str] = set()
+        self._dirty_blocks: set[str] = set()
+        self._sent_pools: dict[str, Pool] = {}
+        self._sent_hosts: dict[str, Host] = {}
+        self._sent_blocks: dict[str, bool] = {}
+
+    def set_pool(self, name: str, resource: Resource[IPPoolSpec, Any] | None) -> None:
+        """Add, replace or (None) remove a pool.
+
+        Raises:
+            InvalidInputError: it is not valid; treated as absent.
+        """
+        old = self._pools.pop(name, None)
+        if old is not None:
+            self._dirty_pools.add(old.cidr)
+        if resource is not None:
+            self._pools[name] = found = pool(resource)
+            self._dirty_pools.add(found.cidr)
+
+    def set_node(self, name: str, resource: Resource[NodeSpec, Any] | None) -> None:
+        """Add, replace or (None) remove a node."""
+        if resource is None:
+            self._hosts.pop(name, None)
+        else:
+            self._hosts[name] = host(resource)
+        self._dirty_hosts.add(name)
+
+    def set_block(self, key: BlockKey, block: Block | None) -> None:
+        """Add, replace or (None) remove a block. Only those affine to this node, of more than one address, count."""
+        if block is not None and block.host() == self._hostname and not key.cidr.endswith(("/32", "/128")):
+            self._blocks[key.cidr] = True
+        elif self._blocks.pop(key.cidr, None) is None:
+            return
+        self._dirty_blocks.add(key.cidr)
+
+    def flush(self, changes: Changes) -> None:
+        """Say what changed since the last flush. O(changed), and O(pools) if a pool changed."""
+        if self._dirty_pools:
+            by_cidr: dict[str, Pool] = {}
+            for _, found in sorted(self._pools.items(), reverse=True):
+                by_cidr[found.cidr] = found
+            _send(self._dirty_pools, by_cidr, self._sent_pools, changes.pools)
+        _send(self._dirty_hosts, self._hosts, self._sent_hosts, changes.hosts)
+        _send(self._dirty_blocks, self._blocks, self._sent_blocks, changes.blocks)
+
+
+_Value = TypeVar("_Value")
+
+
+def _send(dirty: set[str], present: dict[str, _Value], sent: dict[str, _Value], out: dict[str, _Value | None]) -> None:
+    """Put what differs between ``present`` and ``sent`` among the ``dirty`` keys into ``out``."""
+    for key in sorted(dirty):
+        new = present.get(key)
+        if new == sent.get(key):
+            continue
+        out[key] = new
+        if new is None:
+            del sent[key]
+        else:
+            sent[key] = new
+    dirty.clear()
