@@ -1,0 +1,365 @@
+"""``calipy ipam``: see and change who has which addresses.
+
+Each command builds an action; what runs it decides where the store comes from. So the command line and the conformance
+cases go through the same parsing and the same code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import click
+from msgspec.structs import replace
+
+from calipy import clock
+from calipy.datastore.ipam import IPAMConfig
+from calipy.datastore.store import Store
+from calipy.errors import CalipyError, InvalidInputError
+from calipy.ipam import audit, report, snapshot
+from calipy.ipam.allocator import DEFAULTS, Allocator
+
+NOBODY = "calipy-cli"
+"""Owner of no blocks: the command line only looks, releases and configures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a command says.
+
+    Attributes:
+        text: for people, when there is no table.
+        columns: heads of the table.
+        rows: its rows.
+        document: the same for programs.
+        exit_code: 0 for success.
+    """
+
+    text: str = ""
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    document: Any = None
+    exit_code: int = 0
+
+    def shown(self, form: str) -> str:
+        """The text to print: ``table`` or ``json``."""
+        if form == "json":
+            return json.dumps(self.document, indent=2) + "\n"
+        shown = table(self.columns, self.rows) if self.columns else ""
+        return shown + (self.text + "\n" if self.text else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an action is carried out.
+
+    Attributes:
+        store: the datastore.
+        defaults: settings for a store without any.
+        now: wall clock.
+    """
+
+    store: Store
+    defaults: IPAMConfig = DEFAULTS
+    now: Callable[[], datetime.datetime] = clock.wall
+
+    def allocator(self) -> Allocator:
+        """An allocator that owns nothing."""
+        return Allocator(self.store, NOBODY, defaults=self.defaults, now=self.now)
+
+
+Action: TypeAlias = Callable[[Place], Awaitable[Output]]
+
+
+@dataclass(slots=True)
+class Collected:
+    """Takes the action out of click for callers that run it themselves."""
+
+    actions: list[Action] = field(default_factory=list)
+
+
+def _do(action: Action, form: str = "table") -> None:
+    collected = click.get_current_context().find_object(Collected)
+    if collected is not None:
+        collected.actions.append(action)
+        return
+    output = asyncio.run(_on_the_configured_store(action))
+    print(output.shown(form), end="", file=sys.stderr if output.exit_code and form == "table" else sys.stdout)
+    if output.exit_code:
+        sys.exit(output.exit_code)
+
+
+async def _on_the_configured_store(action: Action) -> Output:
+    from calipy.datastore.connect import EtcdConfig, connect  # noqa: PLC0415 - start-up time of --help
+
+    store = connect(EtcdConfig.from_environment(os.environ, config_file=_config_file()))
+    try:
+        return await action(Place(store))
+    finally:
+        await store.close()
+
+
+def _config_file() -> Any:
+    return click.get_current_context().find_root().params.get("config_file")
+
+
+async def invoke(place: Place, arguments: Sequence[str]) -> Output:
+    """Run one command line, e.g. ``["show", "--show-blocks"]``, on a given store."""
+    collected = Collected()
+    try:
+        command.main(list(arguments), standalone_mode=False, obj=collected)
+        outputs = [await action(place) for action in collected.actions]
+    except CalipyError as error:
+        return Output(text=str(error), exit_code=1)
+    except click.ClickException as error:
+        return Output(text=error.format_message(), exit_code=1)
+    return outputs[-1] if outputs else Output()
+
+
+output_option = click.option(
+    "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+)
+
+
+@click.group()
+def command() -> None:
+    """See and change who has which addresses."""
+
+
+@command.command()
+@click.option("--show-blocks", is_flag=True, help="Also list the blocks of each pool.")
+@click.option("--ip", "address", default=None, help="Who has this address?")
+@click.option("--show-borrowed", is_flag=True, help="List addresses used by a node that does not own their block.")
+@click.option("--show-configuration", is_flag=True, help="Show the settings of address management.")
+@output_option
+def show(show_blocks: bool, address: str | None, show_borrowed: bool, show_configuration: bool, form: str) -> None:
+    """Show how full the pools are, or who has an address.
+
+    \b
+    Examples:
+      calipy ipam show
+      calipy ipam show --show-blocks
+      calipy ipam show --ip 10.65.0.7
+    """
+    if address is not None:
+        wanted = address
+        _do(lambda place: _show_address(place, wanted), form)
+    elif show_borrowed:
+        _do(_show_borrowed, form)
+    elif show_configuration:
+        _do(_show_configuration, form)
+    else:
+        _do(lambda place: _show_usage(place, blocks=show_blocks), form)
+
+
+async def _show_usage(place: Place, *, blocks: bool) -> Output:
+    usage = report.usage(await snapshot.read(place.store))
+    pools = [*usage.pools, *([usage.orphaned] if usage.orphaned.blocks else [])]
+    rows: list[tuple[str, ...]] = []
+    for pool in pools:
+        rows.append(_usage_row("IP Pool" if pool.cidr else "Orphaned", pool.cidr, pool))
+        if blocks:
+            rows += [_usage_row("Block", block.cidr, block) for block in pool.blocks]
+    document = [
+        {
+            "name": pool.name,
+            "cidr": pool.cidr,
+            **_figures(pool),
+            **(
+                {"blocks": [{"cidr": b.cidr, "affinity": b.owner, **_figures(b)} for b in pool.blocks]}
+                if blocks
+                else {}
+            ),
+        }
+        for pool in pools
+    ]
+    columns = ("GROUPING", "CIDR", "IPS TOTAL", "IPS IN USE", "IPS RESERVED", "IPS FREE")
+    return Output(columns=columns, rows=tuple(rows), document=document)
+
+
+def _figures(entry: report.PoolUsage | report.BlockUsage) -> dict[str, int]:
+    return {"total": entry.total, "inUse": entry.in_use, "reserved": entry.reserved, "free": entry.available}
+
+
+def _usage_row(grouping: str, cidr: str, entry: report.PoolUsage | report.BlockUsage) -> tuple[str, ...]:
+    def share(count: int) -> str:
+        return f"{_number(count)} ({100 * count / entry.total if entry.total else 0:.0f}%)"
+
+    return (grouping, cidr, _number(entry.total), share(entry.in_use), share(entry.reserved), share(entry.available))
+
+
+def _number(count: int) -> str:
+    """As calicoctl prints it: five digits, then powers of ten."""
+    return str(count) if count < 100_000 else f"{count:.5g}"
+
+
+async def _show_address(place: Place, text: str) -> Output:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise InvalidInputError("is not an IP address", field="--ip", value=text) from None
+    found = report.holder(await snapshot.read(place.store), str(address))
+    if found is None:
+        return Output(text=f"{address} is not assigned to anybody", document={"ip": str(address), "inUse": False})
+    block, attribute = found
+    lines = [
+        f"{address} is in use",
+        f"  block: {block.cidr}, which belongs to {block.affinity or 'nobody'}",
+        f"  handle: {attribute.handle_id or 'none'}",
+        *(f"  {name}: {value}" for name, value in attribute.attributes.items()),
+    ]
+    document = {
+        "ip": str(address),
+        "inUse": True,
+        "block": block.cidr,
+        "affinity": block.affinity,
+        "handle": attribute.handle_id,
+        "attributes": dict(attribute.attributes),
+    }
+    return Output(text="\n".join(lines), document=document)
+
+
+async def _show_borrowed(place: Place) -> Output:
+    found = list(report.borrowed(await snapshot.read(place.store)))
+    return Output(
+        columns=("IP", "BORROWING-NODE", "BLOCK", "BLOCK OWNER", "TYPE", "ALLOCATED-TO"),
+        rows=tuple((b.address, b.node, b.block, b.owner, b.kind, b.user) for b in found),
+        document=[
+            {"ip": b.address, "node": b.node, "block": b.block, "owner": b.owner, "type": b.kind, "allocatedTo": b.user}
+            for b in found
+        ],
+    )
+
+
+async def _show_configuration(place: Place) -> Output:
+    config = await place.allocator().config()
+    properties = {
+        "StrictAffinity": config.strict_affinity,
+        "AutoAllocateBlocks": config.auto_allocate_blocks,
+        "MaxBlocksPerHost": config.max_blocks_per_host,
+        "KubeVirtVMAddressPersistence": config.kubevirt_vm_address_persistence or "",
+        "IPCooldownSeconds": config.cooldown_seconds,
+    }
+    rows = tuple(
+        (name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in properties.items()
+    )
+    return Output(columns=("PROPERTY", "VALUE"), rows=rows, document=properties)
+
+
+@command.command()
+@click.option(
+    "--strictaffinity", type=click.BOOL, default=None, help="true: never take an address from another node's block."
+)
+@click.option("--max-blocks-per-host", type=click.IntRange(0, 1_000_000), default=None, help="0 means 20; per family.")
+@click.option(
+    "--ip-cooldown-seconds",
+    type=click.IntRange(0, 1200),
+    default=None,
+    help="How long a released address stays unused.",
+)
+@click.option(
+    "--kubevirt-ip-persistence",
+    type=click.Choice(["Enabled", "Disabled"]),
+    default=None,
+    help="For KubeVirt's machines.",
+)
+def configure(
+    strictaffinity: bool | None,
+    max_blocks_per_host: int | None,
+    ip_cooldown_seconds: int | None,
+    kubevirt_ip_persistence: str | None,
+) -> None:
+    """Change the settings of address management, for all nodes and for Calico as well.
+
+    Without stored settings calipy does not borrow addresses from other nodes' blocks, Calico does; the first
+    configure makes that explicit.
+
+    \b
+    Examples:
+      calipy ipam configure --strictaffinity=true --max-blocks-per-host=4
+    """
+    _do(
+        lambda place: _configure(
+            place, strictaffinity, max_blocks_per_host, ip_cooldown_seconds, kubevirt_ip_persistence
+        )
+    )
+
+
+async def _configure(
+    place: Place, strict: bool | None, max_blocks: int | None, cooldown: int | None, persistence: str | None
+) -> Output:
+    allocator = place.allocator()
+    config = await allocator.config()
+    changed = replace(
+        config,
+        strict_affinity=config.strict_affinity if strict is None else strict,
+        max_blocks_per_host=config.max_blocks_per_host if max_blocks is None else max_blocks,
+        cooldown_seconds=config.cooldown_seconds if cooldown is None else cooldown,
+        kubevirt_vm_address_persistence=persistence or config.kubevirt_vm_address_persistence or "Enabled",
+    )
+    await allocator.set_config(changed)
+    return Output(text="configured")
+
+
+@command.command()
+@click.option("--ip", "address", default=None, help="The address to release.")
+def release(address: str | None) -> None:
+    """Release an address that nobody uses any more.
+
+    The address is free at once: make sure that no pod uses it (calipy ipam show --ip, calipy ipam check).
+    """
+    _do(lambda place: _release(place, address))
+
+
+async def _release(place: Place, address: str | None) -> Output:
+    if address is None:
+        return Output(text="nothing to release: give --ip")
+    done = await place.allocator().release_ips([address])
+    if done.unallocated:
+        return Output(text=f"{address} is not assigned to anybody", exit_code=1)
+    return Output(text=f"released {address}")
+
+
+@command.command()
+@click.option("--show-all-ips", is_flag=True, help="Also list every allocated address and who uses it.")
+@output_option
+def check(show_all_ips: bool, form: str) -> None:
+    """Check that blocks, handles, affinities, endpoints and nodes fit together.
+
+    Every finding is explained with its evidence. Nothing is changed.
+    """
+    _do(lambda place: _check(place, show_all=show_all_ips), form)
+
+
+async def _check(place: Place, *, show_all: bool) -> Output:
+    picture = await snapshot.read(place.store, snapshot.EVERYTHING)
+    result = audit.audit(picture, now=place.now())
+    lines = [f"{name.replace('_', ' ')}: {count}" for name, count in result.summary.items()]
+    if show_all:
+        lines += [f"{entry.address}: {', '.join(entry.users) or 'nobody'}" for entry in result.allocated]
+    lines += [f"{'PROBLEM' if f.problem else 'note'}: {f.kind}: {f.text}" for f in result.findings]
+    document = {
+        "summary": result.summary,
+        "findings": [
+            {name: getattr(f, name) for name in ("kind", "problem", "text", "address", "block", "handle", "node")}
+            for f in result.findings
+        ],
+        "report": audit.report(picture, result),
+    }
+    return Output(text="\n".join(lines), document=document)
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A bordered table, as calicoctl draws it."""
+    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
+    head = "|" + "|".join(f" {name:^{width}} " for name, width in zip(columns, widths, strict=True)) + "|"
+    body = ["|" + "|".join(f" {cell:<{width}} " for cell, width in zip(row, widths, strict=True)) + "|" for row in rows]
+    return "\n".join((rule, head, rule, *body, rule)) + "\n"
