@@ -51,17 +51,22 @@ def inside(prefix: Prefix, ranges: Iterable[Prefix]) -> bool:
 
 
 def own_blocks(
-    affinities: Mapping[Prefix, BlockAffinity], blocks: Mapping[Prefix, Block], hostname: str
+    affinities: Mapping[Prefix, BlockAffinity], owners: Mapping[Prefix, str | None], hostname: str
 ) -> set[Prefix]:
     """Blocks that this node may announce: its affinity is confirmed, and the block, if there, is not another's.
 
     ``pending`` is not announced, because the claim may yet be lost; nor is ``pendingDeletion``: addresses that are
     still used out of such a block count as borrowed, and are announced one by one.
+
+    Args:
+        affinities: this node's.
+        owners: who each block says that it belongs to, None for nobody.
+        hostname: this node.
     """
     return {
         cidr
         for cidr, affinity in affinities.items()
-        if affinity.state == CONFIRMED and (cidr not in blocks or blocks[cidr].host() == hostname)
+        if affinity.state == CONFIRMED and owners.get(cidr, hostname) == hostname
     }
 
 

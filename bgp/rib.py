@@ -51,7 +51,7 @@ class Rib:
     """All paths, and the best of them for each prefix.
 
     Args:
-        import_policy: asked once for each path received, and again for all by ``reapply_policy``.
+        import_policy: asked once for each path received; ``set_policy`` changes it.
     """
 
     def __init__(self, import_policy: ImportPolicy) -> None:
@@ -172,13 +172,12 @@ class Rib:
         if (table := self._tables.get(address)) is not None:
             self._drop(table, {(prefix, path_id)} & table.keys)
 
-    def reapply_policy(self, only: Callable[[Path], bool] | None = None) -> None:
-        """Judge every path (or those chosen) again, after the import policy's inputs changed. O(paths)."""
+    def set_policy(self, import_policy: ImportPolicy) -> None:
+        """Judge every path again, by another import policy. O(paths)."""
+        self._import_policy = import_policy
         for candidates in list(self._candidates.values()):
             for path in list(candidates.values()):
-                if only is not None and not only(path):
-                    continue
-                rejected = self._import_policy(path.peer, path.prefix, path.attributes)
+                rejected = import_policy(path.peer, path.prefix, path.attributes)
                 if rejected != path.rejected:
                     self._put(replace(path, rejected=rejected))
 

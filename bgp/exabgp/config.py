@@ -40,6 +40,20 @@ class SpeakerSession:
         return f"SpeakerSession({self.session.peer}, local={self.local}, key={'***' if self.key else 'none'})"
 
 
+def checked_key(key: bytes, source: str) -> bytes:
+    """A TCP-MD5 key without the line end that files have.
+
+    Raises:
+        InvalidInputError: empty or too long. Never shows the key.
+    """
+    key = key.rstrip(b"\r\n")
+    if not 0 < len(key) <= MAX_PASSWORD:
+        raise InvalidInputError(
+            f"is {len(key)} bytes long", field="password", value=source, remedy=f"TCP-MD5 takes 1 to {MAX_PASSWORD}"
+        )
+    return key
+
+
 def environment(*, bind: Sequence[IPAddress], port: int, log_level: str = "WARNING") -> dict[str, str]:
     """ExaBGP's settings; there is no environment file. ExaBGP must be restarted when one of them changes.
 
@@ -106,13 +120,6 @@ def _neighbour(one: SpeakerSession) -> str:
     if not session.passive:
         lines.append(f"connect {session.port}")
     if one.key:
-        if len(one.key) > MAX_PASSWORD:
-            raise InvalidInputError(
-                f"is {len(one.key)} bytes long",
-                field=f"{session.source}.password",
-                value="***",
-                remedy=f"TCP-MD5 takes at most {MAX_PASSWORD}",
-            )
         lines += [f'md5-password "{base64.b64encode(one.key).decode()}"', "md5-base64 true"]
     if session.ttl_security is not None:
         lines += ["outgoing-ttl 255", f"incoming-ttl {max(256 - session.ttl_security, 1)}"]

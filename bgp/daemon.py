@@ -1,0 +1,412 @@
+"""bgpd: the datastore and the peers in, announcements and kernel routes out. Wiring, in the order of the flow.
+
+    etcd ─► Syncer ─► View ─┬─► peering ─► Speaker (configuration)          ┐
+                            ├─► originated ─► Speaker (adj-rib-out)         ├─ ExaBGP ─ peers
+    peers ─► ExaBGP ─► relay ─► Speaker (events) ─► Sessions ─► Rib ◄─ import policy
+                                                     Rib ─► Resolver ─► KernelFib ─► kernel
+    kernel ─► Monitor ─► Resolver, KernelFib (repair)
+
+Events only mark what has to be done; one pass (``_work``) does it, so that a burst of updates costs one decision per
+prefix and one netlink exchange. Nothing is touched before the datastore has been read completely: until then routes,
+ExaBGP and its sessions stay as an earlier bgpd left them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Any, Final
+
+from calipy import api_client, clock, log
+from calipy.api import Server
+from calipy.bgp import fib, status, view
+from calipy.bgp.decision import Best
+from calipy.bgp.exabgp.config import SpeakerSession, checked_key, environment
+from calipy.bgp.exabgp.events import Event, Neighbour, ShownRoute
+from calipy.bgp.exabgp.process import Paths, SpeakerProcess
+from calipy.bgp.exabgp.speaker import Speaker
+from calipy.bgp.fib import Resolver
+from calipy.bgp.importing import ImportPolicy
+from calipy.bgp.kernel import KernelFib
+from calipy.bgp.path import Attributes
+from calipy.bgp.peering import Peering, Session
+from calipy.bgp.rib import EOR_WAIT, Rib
+from calipy.bgp.sessions import Sessions
+from calipy.datastore.store import Store
+from calipy.datastore.syncer import InSync, Status, Syncer, SyncEvent, Update
+from calipy.errors import InvalidInputError, KernelError
+from calipy.kernel.monitor import AddressEvent, LinkEvent, Monitor, Overrun, RouteEvent
+from calipy.kernel.netlink import NetlinkSocket
+from calipy.kernel.routes import RouteTable
+from calipy.net import PROTO_BGP, IPAddress, NextHop, Prefix, Route, host_prefix
+
+logger = log.get("bgpd")
+
+REPAIR_SECONDS: Final = 60.0
+SETTLE_SECONDS: Final = 0.05
+"""Kernel events are collected for this long: a link that goes down brings dozens."""
+MAIN_TABLE: Final = 254
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What does not come from the datastore.
+
+    Attributes:
+        run_dir: for the socket; ExaBGP's files are in ``exabgp`` below it.
+        secrets_dir: passwords of sessions: ``<secrets_dir>/<secret name>/<key>``, as Kubernetes mounts Secrets.
+        router_id: an IPv4 address, ``hash``, or "" for the node's address.
+        blackholes: write the blackholes of own blocks: only where no agent of ours does (beside a real Felix).
+    """
+
+    run_dir: Path = field(default_factory=api_client.run_dir)
+    secrets_dir: Path = Path("/etc/calipy/secrets")
+    router_id: str = ""
+    blackholes: bool = False
+
+
+class Bgpd:
+    """One node's BGP. Works in the network namespace of its process."""
+
+    def __init__(self, store: Store, hostname: str, options: Options | None = None) -> None:
+        self.hostname = hostname
+        self.options = options or Options()
+        self.started_at = clock.monotonic()
+        self.since = clock.wall()
+        self._view = view.View(hostname)
+        self._syncer = Syncer(store, view.prefixes(hostname))
+        self._in_sync = False
+        self._datastore_problem = ""
+        self._policy = ImportPolicy()
+        self._rib = Rib(self._policy)
+        self.sessions = Sessions(self._rib)
+        self._netlink = NetlinkSocket()
+        self._kernel = KernelFib(RouteTable(self._netlink))
+        self._resolver = Resolver(self._lookup)
+        self._programming = fib.Programming()
+        self._peering = Peering({}, {})
+        self._paths = Paths(self.options.run_dir / "exabgp")
+        self._speaker = Speaker(self._paths, self)
+        self._problems: dict[str, str] = {}
+        self._wake = asyncio.Event()
+        self._relink = False
+        self._repair_at = 0.0
+        self._extra: dict[Prefix, Route] = {}
+        self._hold_until = 0.0
+
+    async def run(self) -> None:
+        """Work until cancelled; routes and ExaBGP then stay as they are.
+
+        Raises:
+            CalipyError: another bgpd runs, or the kernel's routes cannot be read.
+        """
+        self._paths.prepare()
+        self._kernel.start()
+        server = Server(self.options.run_dir / "bgpd.sock", {"status": self.status})
+        with Monitor() as monitor:
+            async with server, asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow_datastore())
+                tasks.create_task(self._follow_kernel(monitor))
+                tasks.create_task(self._speaker.run())
+                tasks.create_task(self._work_for_ever())
+
+    # Inputs: each marks what is to be done
+
+    async def _follow_datastore(self) -> None:
+        async for batch in self._syncer.run():
+            self._on_datastore(batch)
+
+    def _on_datastore(self, batch: Sequence[SyncEvent]) -> None:
+        for event in batch:
+            match event:
+                case Update(key, value):
+                    self._view.on_update(key, value)
+                case InSync():
+                    if not self._in_sync:
+                        logger.info("datastore read", revision=event.revision)
+                        self._hold_until = clock.monotonic() + EOR_WAIT
+                    self._in_sync = True
+                case Status(state, detail):
+                    self._datastore_problem = detail if state == "disconnected" else ""
+        self._wake.set()
+
+    async def _follow_kernel(self, monitor: Monitor) -> None:
+        async for event in monitor:
+            if self._concerns_us(event):
+                self._relink = True
+                self._repair_at = min(self._repair_at, clock.monotonic() + SETTLE_SECONDS)
+                self._wake.set()
+
+    def _concerns_us(self, event: LinkEvent | AddressEvent | RouteEvent | Overrun) -> bool:
+        """Whether an event may have taken a route of ours away or changed how a next hop is reached."""
+        match event:
+            case RouteEvent(dst, protocol, table, gone):
+                if table != MAIN_TABLE:
+                    return False
+                if protocol == PROTO_BGP:
+                    return gone == (dst in self._kernel.desired)
+                return bool(dst in self._kernel.failures or self._supports(dst))
+            case LinkEvent() | AddressEvent():
+                name = event.name if isinstance(event, LinkEvent) else event.address.interface
+                return not name.startswith("cali")  # pods come and go; no router is behind their interfaces
+            case _:
+                return True
+
+    def _supports(self, dst: Prefix) -> bool:
+        return any(hop in dst for hop in self._rib.next_hops())
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        """From the speaker: see ``speaker.Owner``."""
+        now, wall = clock.monotonic(), clock.wall()
+        for event in events:
+            self.sessions.on_event(event, now, wall)
+        self._wake.set()
+
+    def on_resync(self, neighbours: Sequence[Neighbour]) -> None:
+        """From the speaker."""
+        self.sessions.begin_resync(neighbours, clock.monotonic(), clock.wall())
+
+    def on_shown(self, routes: Iterable[ShownRoute]) -> None:
+        """From the speaker."""
+        self.sessions.end_resync(routes)
+        self._wake.set()
+
+    def on_speaker_lost(self) -> None:
+        """From the speaker."""
+        self.sessions.speaker_lost(clock.monotonic(), clock.wall())
+        self._wake.set()
+
+    # The pass
+
+    async def _work_for_ever(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self._next_deadline() - clock.monotonic())):
+                    await self._wake.wait()
+            self._wake.clear()
+            if not self._in_sync:
+                continue
+            try:
+                self._work(clock.monotonic())
+            except (KernelError, InvalidInputError) as error:
+                logger.warning("a pass has failed, trying again", reason=str(error))
+                self._repair_at = clock.monotonic() + 1.0
+
+    def _next_deadline(self) -> float:
+        if not self._in_sync:
+            return clock.monotonic() + REPAIR_SECONDS
+        deadlines = [self._repair_at]
+        if (expiry := self._rib.next_deadline()) is not None:
+            deadlines.append(expiry)
+        if self._kernel.stale:
+            deadlines.append(clock.monotonic() + 1.0)
+        return min(deadlines)
+
+    def _work(self, now: float) -> None:
+        if self._view.peering_changed:
+            self._view.peering_changed = False
+            self._view.routes_changed = True
+            self._apply_peering()
+        if self._view.routes_changed:
+            self._view.routes_changed = False
+            self._apply_originated()
+        for peer in self.sessions.take_came_up():
+            self._speaker.owe_end_of_rib(peer)
+        self._rib.expire(now)
+        self._program()
+        if self._kernel.stale and self._restart_over(now):
+            self._kernel.release()
+            self._kernel.apply()
+        if now >= self._repair_at:
+            self._repair_at = now + REPAIR_SECONDS
+            drift = self._kernel.repair()
+            if drift:
+                logger.info("routes mended", routes=drift)
+
+    def _apply_peering(self) -> None:
+        """Sessions, from the datastore to ExaBGP's configuration."""
+        self._peering = self._view.peering(self.options.router_id)
+        self._problems = dict(self._peering.problems)
+        speaking: list[SpeakerSession] = []
+        for session in self._peering.sessions.values():
+            resolved = self._resolve_session(session)
+            if resolved is not None:
+                speaking.append(resolved)
+        sessions = {one.session.peer: one.session for one in speaking}
+        for problem, reason in self._problems.items():
+            logger.warning("peering problem", source=problem, reason=reason)
+        self.sessions.want(sessions, clock.wall())
+        addresses = self._view.own_addresses()
+        if self._view.configuration.bind_mode == "NodeIP":
+            bind: list[IPAddress] = sorted(addresses, key=lambda address: address.version)
+        else:
+            versions = {address.version for address in addresses}
+            bind = [IPv4Address(0)] * (4 in versions) + [IPv6Address(0)] * (6 in versions)
+        self._speaker.configure(speaking, environment(bind=bind, port=self._peering.port))
+
+    def _resolve_session(self, session: Session) -> SpeakerSession | None:
+        """Fill in what only this host knows; None (and a problem) if it cannot be had."""
+        local = session.local or self._kernel.source_for(session.peer)
+        if local is None:
+            self._problems[session.source] = f"no route to {session.peer}, so no source address for its session"
+            return None
+        if session.password is None:
+            return SpeakerSession(session, local)
+        name, key = session.password
+        path = self.options.secrets_dir / Path(name).name / Path(key).name
+        try:
+            return SpeakerSession(session, local, checked_key(path.read_bytes(), str(path)))
+        except OSError as error:
+            self._problems[session.source] = f"password: cannot read {path}: {error.strerror}"
+        except InvalidInputError as error:
+            self._problems[session.source] = str(error)
+        return None
+
+    def _apply_originated(self) -> None:
+        """What this node announces, refuses from others, and leaves out of the kernel."""
+        originated = self._view.originated()
+        states = self.sessions.states()
+        exports: dict[IPAddress, Mapping[Prefix, Attributes]] = {}
+        for peer, state in states.items():
+            local = state.session.local or self._kernel.source_for(peer)
+            exports[peer] = originated.exports(state.session, local) if local is not None else {}
+        self._speaker.export(exports)
+        policy = ImportPolicy(
+            sessions={peer: state.session for peer, state in states.items()},
+            router_id=self._peering.router_id,
+            cluster_id=self._view.node.cluster_id if self._view.node else None,
+            own_addresses=self._view.own_addresses(),
+            own_prefixes=originated.prefixes() | self._view.own_prefixes(),
+            pools=self._view.pools(),
+            services=frozenset(self._view.service_ranges()[1]),
+        )
+        if policy != self._policy:
+            self._policy = policy
+            self._rib.set_policy(policy)
+        programming = self._view.programming()
+        if programming != self._programming:
+            self._programming = programming
+            self._want_again(self._rib.loc_rib())
+        self._want_extra()
+
+    def _want_extra(self) -> None:
+        """Routes that come from the datastore alone: ways to peers, and own blackholes if nobody else has them."""
+        extra: dict[Prefix, Route] = {}
+        metric = self._programming.metric
+        for session in self._peering.sessions.values():
+            if session.reachable_by is not None:
+                dst = host_prefix(session.peer)
+                hop = NextHop(session.reachable_by)
+                extra[dst] = Route(dst, "unicast", (hop,), PROTO_BGP, metric[dst.version], origin=session.source)
+        if self.options.blackholes:
+            for block in self._view.own_blocks():
+                # A single-address blackhole would shadow the pod's own route.
+                if block.prefixlen < block.max_prefixlen:
+                    extra[block] = Route(block, "blackhole", (), PROTO_BGP, metric[block.version], origin="own block")
+        gone: dict[Prefix, Route | None] = {dst: None for dst in self._extra if dst not in extra}
+        self._extra = extra
+        self._kernel.want(gone | extra)
+
+    def _program(self) -> None:
+        """From the RIB to the kernel. O(changed prefixes); after a change of links O(next hops) as well."""
+        before = self._resolver.hops() if self._relink else {}
+        self._rib.set_metrics(self._resolver.refresh(self._rib.next_hops(), again=self._relink))
+        if self._relink:
+            self._relink = False
+            after = self._resolver.hops()
+            moved = {hop for hop in before if before[hop] != after.get(hop)}
+            if moved:
+                best = self._rib.loc_rib()
+                self._want_again(
+                    {
+                        prefix: one
+                        for prefix, one in best.items()
+                        if any(path.attributes.next_hop in moved for path in one.multipath)
+                    }
+                )
+        changes = self._rib.take_changes()
+        if changes:
+            self._kernel.want(
+                {
+                    change.prefix: self._programming.route(change.new, self._resolver) if change.new else None
+                    for change in changes
+                    if change.prefix not in self._extra
+                }
+            )
+        self._kernel.apply()
+
+    def _want_again(self, entries: Mapping[Prefix, Best]) -> None:
+        self._kernel.want(
+            {
+                prefix: self._programming.route(best, self._resolver)
+                for prefix, best in entries.items()
+                if prefix not in self._extra
+            }
+        )
+
+    def _lookup(self, address: IPAddress) -> Route | None:
+        """The route to a next hop, passing over our own recursive ones."""
+        route = self._kernel.lookup(address)
+        if route is None or fib.may_support(route, self._rib.best(route.dst)):
+            return route
+        usable = [one for one in self._kernel.covering(address) if fib.may_support(one, self._rib.best(one.dst))]
+        return fib.longest_match(address, usable)
+
+    def _restart_over(self, now: float) -> bool:
+        """Whether routes found at start that nobody has announced again may go."""
+        if now >= self._hold_until:
+            return True
+        states = self.sessions.states()
+        return self._speaker.synchronised and all(self.sessions.settled(peer, now) for peer in states)
+
+    # Answers
+
+    async def status(self, _: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer to ``status``."""
+        states = self.sessions.states()
+        now = clock.monotonic()
+        speaker = "" if self._speaker.synchronised else self._speaker.problem or "starting"
+        condition = status.Condition(
+            age=now - self.started_at,
+            in_sync=self._in_sync,
+            datastore=self._datastore_problem,
+            speaker=speaker,
+            restarting=bool(self._kernel.stale),
+        )
+        why = status.reasons(condition, states)
+        paths, prefixes = self._rib.size()
+        return {
+            "pid": os.getpid(),
+            "exabgp_pid": self._speaker.pid,
+            "since": clock.rfc3339(self.since),
+            "router_id": str(self._peering.router_id or ""),
+            "as_number": self._peering.local_as,
+            "peers": status.peers(states, self._rib),
+            "rib": {"paths": paths, "prefixes": prefixes, "malformed_events": self.sessions.malformed},
+            "fib": {
+                "routes": len(self._kernel.actual),
+                "wanted": len(self._kernel.desired),
+                "stale": len(self._kernel.stale),
+                "failures": [
+                    {"dst": str(dst), "reason": failure.reason} for dst, failure in self._kernel.failures.items()
+                ],
+            },
+            "problems": {**self._problems, **self._view.problems},
+            "ready": not why,
+            "reasons": why,
+        }
+
+
+async def stop_speaker(run_dir: Path) -> bool:
+    """End the ExaBGP that a bgpd has left running; whether there was one. Kernel routes stay."""
+    running = SpeakerProcess.adopt(Paths(run_dir / "exabgp"))
+    if running is None:
+        return False
+    await running.kill()
+    running.close()
+    return True

@@ -1,0 +1,327 @@
+"""Keeps ExaBGP running, configured and told: three desired states, each compared and brought about. An edge.
+
+    process        adopt the one that runs, or start one; back-off; killed when it hangs
+    configuration  validate, rename, reload, read the neighbours back; withdrawn before a neighbour is removed
+    adj-rib-out    per peer what it should be told; then End-of-RIB for each that has come up
+
+Each connection of the relay begins with reading back what ExaBGP has: sessions, Adj-RIB-In, Adj-RIB-Out. A bgpd that
+has just started, and one that was too slow for the relay, are the same case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, Protocol
+
+from calipy import clock, log
+from calipy.bgp.adj_rib_out import AdjRibOut
+from calipy.bgp.exabgp import commands, config
+from calipy.bgp.exabgp.channel import Channel, ChannelClosedError, ChannelServer, SpeakerHungError
+from calipy.bgp.exabgp.config import SpeakerSession
+from calipy.bgp.exabgp.events import Event, Neighbour, NeighbourTable, ShownRoute
+from calipy.bgp.exabgp.process import Paths, SpeakerProcess, install
+from calipy.bgp.path import Attributes
+from calipy.net import IPAddress, Prefix
+
+logger = log.get("bgp.speaker")
+
+BACKOFF: Final = (0.0, 1.0, 2.0, 5.0)
+SETTLED: Final = 60.0
+CONNECT_SECONDS: Final = 15.0
+"""Longest wait for a relay while ExaBGP runs."""
+WATCHDOG_SECONDS: Final = 5.0
+RELOAD_SECONDS: Final = 5.0
+"""Longest wait for a reload to show in the neighbours."""
+RELOAD_QUIET: Final = 0.3
+RELOAD_DELAY: Final = 3.0
+"""Nodes join in bursts: a reload waits until nothing has changed for ``RELOAD_QUIET``, at most ``RELOAD_DELAY``."""
+WITHDRAW_SECONDS: Final = 1.0
+"""Time for withdrawals to leave before their neighbour is removed."""
+
+
+class Owner(Protocol):
+    """Whom a speaker reports to; all calls come from its event loop."""
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        """Events in order."""
+
+    def on_resync(self, neighbours: Sequence[Neighbour]) -> None:
+        """These are the sessions now; the Adj-RIB-In of those that are up follows by ``on_shown``."""
+
+    def on_shown(self, routes: Iterable[ShownRoute]) -> None:
+        """What Adj-RIB-In held when it was asked; events that came meanwhile are newer."""
+
+    def on_speaker_lost(self) -> None:
+        """ExaBGP has ended, and with it all sessions."""
+
+
+class Speaker:
+    """ExaBGP, as one object with desired states."""
+
+    def __init__(self, paths: Paths, owner: Owner) -> None:
+        self._paths = paths
+        self._owner = owner
+        self._out = AdjRibOut()
+        self._sessions: dict[IPAddress, SpeakerSession] = {}
+        self._environment: dict[str, str] = {}
+        self._exports: Mapping[IPAddress, Mapping[Prefix, Attributes]] = {}
+        self._loaded: Mapping[IPAddress, str] | None = None
+        self._end_of_rib: set[IPAddress] = set()
+        self._configured = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._changed_at = self._first_changed_at = 0.0
+        self._process: SpeakerProcess | None = None
+        self._reloading = False
+        self._refused = ""
+        self.synchronised = False
+        self.problem = ""
+
+    @property
+    def pid(self) -> int:
+        """ExaBGP's process id, 0 while it does not run."""
+        return self._process.pid if self._process else 0
+
+    def configure(self, sessions: Iterable[SpeakerSession], environment: Mapping[str, str]) -> None:
+        """Want these sessions, and ExaBGP run with these settings. Returns at once."""
+        wanted = {one.session.peer: one for one in sessions}
+        if self._configured.is_set() and wanted == self._sessions and environment == self._environment:
+            return
+        now = clock.monotonic()
+        if not self._reload_due():
+            self._first_changed_at = now
+        self._changed_at = now
+        self._sessions, self._environment = wanted, dict(environment)
+        self._configured.set()
+        self._wake.set()
+
+    def export(self, exports: Mapping[IPAddress, Mapping[Prefix, Attributes]]) -> None:
+        """Want peers to be told exactly this. Returns at once."""
+        self._exports = exports
+        self._wake.set()
+
+    def owe_end_of_rib(self, peer: IPAddress) -> None:
+        """The peer's session has come up: End-of-RIB goes out once it has been told everything."""
+        self._end_of_rib.add(peer)
+        self._wake.set()
+
+    def told(self, peer: IPAddress) -> Mapping[Prefix, Attributes]:
+        """Adj-RIB-Out of a peer, as ExaBGP has acknowledged it."""
+        return self._out.told(peer)
+
+    async def run(self) -> None:
+        """Keep ExaBGP running until cancelled; then leave it running."""
+        self._paths.prepare()
+        server = ChannelServer(self._paths.socket, self._owner.on_events)
+        await server.start()
+        failures = 0
+        try:
+            await self._configured.wait()
+            while True:
+                started = clock.monotonic()
+                try:
+                    await self._run_once(server)
+                except (ChannelClosedError, OSError) as error:
+                    self.problem = str(error)
+                    logger.warning("exabgp lost", reason=self.problem)
+                finally:
+                    self.synchronised = False
+                failures = 0 if clock.monotonic() - started > SETTLED else failures + 1
+                await asyncio.sleep(BACKOFF[min(failures, len(BACKOFF)) - 1] if failures else 0)
+        finally:
+            await server.close()
+            if self._process is not None:
+                self._process.close()
+
+    # One life of ExaBGP
+
+    async def _run_once(self, server: ChannelServer) -> None:
+        """Until ExaBGP has ended, by itself or by us."""
+        process = SpeakerProcess.adopt(self._paths)
+        if process is not None and process.environment != self._environment:
+            logger.info("exabgp's settings have changed, restarting it", pid=process.pid)
+            await process.kill()
+            process.close()
+            process = None
+        self._loaded = None
+        if process is None:
+            problem = await install(self._paths, self._text())
+            if problem:
+                raise ChannelClosedError(f"ExaBGP refuses its configuration: {problem}")
+            self._loaded = config.neighbours(self._sessions.values())
+            process = await SpeakerProcess.start(self._paths, self._environment)
+        else:
+            logger.info("exabgp adopted", pid=process.pid)
+        self._process = process
+        ended = asyncio.create_task(process.wait())
+        try:
+            await self._while_alive(server, ended)
+        except asyncio.CancelledError:
+            raise  # bgpd ends, ExaBGP lives on
+        except BaseException:
+            await process.kill()
+            process.close()
+            self._process = None
+            self._out.reset()
+            self._owner.on_speaker_lost()
+            raise
+        finally:
+            ended.cancel()
+
+    async def _while_alive(self, server: ChannelServer, ended: asyncio.Task[None]) -> None:
+        """One conversation after the other; always ends with ``ChannelClosedError``."""
+        while True:
+            connection = asyncio.create_task(server.accept())
+            await asyncio.wait({connection, ended}, timeout=CONNECT_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not connection.done():
+                connection.cancel()
+                raise ChannelClosedError("ExaBGP has ended" if ended.done() else "no relay has connected")
+            channel = connection.result()
+            try:
+                await self._converse(channel, ended)
+            except SpeakerHungError:
+                raise
+            except ChannelClosedError as error:
+                if ended.done():
+                    raise ChannelClosedError("ExaBGP has ended") from error
+                if self._reloading:
+                    # A failed reload takes the relay away, and ExaBGP would exit at the next update.
+                    raise ChannelClosedError("a reload has failed") from error
+                logger.warning("relay lost, waiting for it", reason=str(error))
+            finally:
+                self.synchronised = self._reloading = False
+                await channel.close()
+
+    async def _converse(self, channel: Channel, ended: asyncio.Task[None]) -> None:
+        await self._read_back(channel)
+        self.synchronised, self.problem = True, ""
+        closed = asyncio.create_task(channel.wait_closed())
+        asked = clock.monotonic()
+        try:
+            while True:
+                self._wake.clear()
+                if self._reload_due() and self._reload_delay() <= 0:
+                    self._reloading = True
+                    await self._reload(channel)
+                    self._reloading = False
+                await self._tell(channel)
+                pause = self._reload_delay() if self._reload_due() else WATCHDOG_SECONDS
+                await self._sleep(pause, ended, closed)
+                if clock.monotonic() - asked >= WATCHDOG_SECONDS:
+                    await channel.ask(commands.VERSION)
+                    asked = clock.monotonic()
+        finally:
+            closed.cancel()
+
+    async def _sleep(self, seconds: float, ended: asyncio.Task[None], closed: asyncio.Task[None]) -> None:
+        """Until there is something to do, or the end of the conversation."""
+        woken = asyncio.create_task(self._wake.wait())
+        await asyncio.wait({woken, ended, closed}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        woken.cancel()
+        if ended.done() or closed.done():
+            raise ChannelClosedError("the relay has gone")
+
+    async def _read_back(self, channel: Channel) -> None:
+        """What ExaBGP has: sessions, what peers told, what they were told."""
+        neighbours = await self._neighbours(channel)
+        self._owner.on_resync(neighbours)
+        shown = await channel.ask(commands.SHOW_ADJ_RIB_IN)
+        self._owner.on_shown(event for event in shown if isinstance(event, ShownRoute))
+        out = await channel.ask(commands.SHOW_ADJ_RIB_OUT)
+        self._out.reset(
+            (event.peer, event.route.prefix, event.route.attributes) for event in out if isinstance(event, ShownRoute)
+        )
+        if self._loaded is None:
+            self._loaded = self._matching(neighbours)
+        # Whether an earlier bgpd sent End-of-RIB on these sessions cannot be known; twice does no harm.
+        self._end_of_rib |= {one.peer for one in neighbours if one.up}
+
+    def _matching(self, neighbours: Iterable[Neighbour]) -> Mapping[IPAddress, str]:
+        """Neighbours of an adopted ExaBGP. What it was configured with is in its file; that says more than they do."""
+        try:
+            text = self._paths.configuration.read_text()
+        except OSError:
+            text = ""
+        have = {one.peer for one in neighbours}
+        sections = config.neighbours(self._sessions.values())
+        return {peer: section if (section := sections.get(peer, "")) in text else "" for peer in have}
+
+    # Configuration
+
+    def _reload_due(self) -> bool:
+        if self._loaded is None or self._loaded == config.neighbours(self._sessions.values()):
+            return False
+        return self._text() != self._refused
+
+    def _reload_delay(self) -> float:
+        """Seconds to wait for more changes before the reload that is due."""
+        return min(self._changed_at + RELOAD_QUIET, self._first_changed_at + RELOAD_DELAY) - clock.monotonic()
+
+    def _text(self) -> str:
+        return config.render(self._sessions.values(), self._paths.relay_argv())
+
+    async def _reload(self, channel: Channel) -> None:
+        loaded = self._loaded or {}
+        wanted = config.neighbours(self._sessions.values())
+        text = self._text()
+        problem = await install(self._paths, text)
+        if problem:
+            self.problem = f"ExaBGP refuses its configuration: {problem}"
+            logger.error("configuration refused, the old one stays", reason=problem)
+            self._refused = text
+            return
+        removed = [peer for peer in loaded if peer not in wanted and self._out.told(peer)]
+        vanishing: dict[IPAddress, dict[Prefix, Attributes]] = {peer: {} for peer in removed}
+        if vanishing:
+            # ExaBGP says no goodbye to a removed peer; under graceful restart it would keep our routes for minutes.
+            await self._send(channel, vanishing)
+            await asyncio.sleep(WITHDRAW_SECONDS)
+        for _ in range(2):
+            await channel.ask(commands.RELOAD)
+            if await self._confirmed(channel, wanted):
+                break
+        else:
+            raise SpeakerHungError("ExaBGP does not take up its configuration")
+        for peer in wanted.keys() | loaded.keys():
+            if wanted.get(peer) != loaded.get(peer):
+                self._out.forget(peer)
+        logger.info("exabgp reloaded", neighbours=len(wanted))
+        self._loaded = wanted
+
+    async def _confirmed(self, channel: Channel, wanted: Mapping[IPAddress, str]) -> bool:
+        deadline = clock.monotonic() + RELOAD_SECONDS
+        while clock.monotonic() < deadline:
+            if {one.peer for one in await self._neighbours(channel)} == wanted.keys():
+                return True
+            await asyncio.sleep(0.05)
+        return False
+
+    async def _neighbours(self, channel: Channel) -> Sequence[Neighbour]:
+        for answer in await channel.ask(commands.SHOW_NEIGHBOURS):
+            if isinstance(answer, NeighbourTable):
+                return answer.neighbours
+        raise SpeakerHungError("ExaBGP does not show its neighbours")
+
+    # Announcements
+
+    async def _tell(self, channel: Channel) -> None:
+        """Bring Adj-RIB-Out about, then send each End-of-RIB that is due."""
+        loaded = self._loaded or {}
+        exports = {peer: routes for peer, routes in self._exports.items() if peer in loaded}
+        complete = await self._send(channel, exports)
+        due = {peer for peer in self._end_of_rib if peer in exports}
+        if complete and due:
+            self._end_of_rib -= due
+            # "error" means that the session is down again; its next coming up makes it due again.
+            await channel.send([commands.end_of_rib(peer, 4 if peer.version == 4 else 6) for peer in due])
+
+    async def _send(self, channel: Channel, exports: Mapping[IPAddress, Mapping[Prefix, Attributes]]) -> bool:
+        complete = True
+        for batch in self._out.plan(exports):
+            if refused := await channel.send(batch.lines):
+                # A neighbour has just been removed, or a bug: not recorded as told, so that it is tried again.
+                logger.warning("exabgp refused announcements", refused=refused, commands=len(batch.lines))
+                complete = False
+            else:
+                self._out.confirm(batch)
+        return complete

@@ -1,0 +1,291 @@
+"""Every session's state, and what its events mean for the RIB: the receiving side of graceful restart. Pure.
+
+ExaBGP reports that a session is lost and keeps nothing of what that means. RFC 4724 4.2 is here: which losses keep the
+peer's paths, for how long, and which of them a returning peer confirms.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from calipy.bgp.exabgp.events import (
+    EndOfRib,
+    Event,
+    Malformed,
+    Neighbour,
+    NotificationEvent,
+    OpenEvent,
+    RefreshEvent,
+    ShownRoute,
+    StateEvent,
+    UpdateEvent,
+)
+from calipy.bgp.path import Peer
+from calipy.bgp.peering import Session
+from calipy.bgp.rib import EOR_WAIT, Rib
+from calipy.net import IPAddress, Prefix
+
+SETTLED: Final = 10.0
+"""Seconds after which an adopted session counts as having told everything."""
+NO_EOR_WAIT: Final = 30.0
+"""Seconds for which stale paths of a peer without graceful restart stay once it is back: it sends no End-of-RIB."""
+
+_SILENT_CLOSE: Final = ("closing connection", "graceful restarted negotiated")
+"""Reasons of ``down`` that a restarting peer leaves behind; every other one ends forwarding too."""
+
+_ERRORS: Final = {
+    1: "message header error",
+    2: "OPEN error",
+    3: "UPDATE error",
+    4: "hold timer expired",
+    5: "state machine error",
+    6: "cease",
+}
+_SUBCODES: Final = {
+    (2, 2): "bad peer AS: AS numbers of the two ends do not match",
+    (2, 3): "bad BGP identifier: both ends have one router ID",
+    (2, 6): "unacceptable hold time",
+    (6, 1): "maximum number of prefixes reached",
+    (6, 2): "administrative shutdown",
+    (6, 3): "peer de-configured",
+    (6, 4): "administrative reset",
+    (6, 5): "connection rejected: the peer does not know us under this address",
+    (6, 7): "connection collision",
+    (6, 8): "out of resources",
+}
+
+
+@dataclass(slots=True)
+class SessionState:
+    """Where a session stands.
+
+    Attributes:
+        since: wall clock time of the last change between up and down.
+        up_at: monotonic time of coming up, 0 while down.
+        cause: why it is not up, for people; "" while up.
+        open: the peer's last OPEN.
+        ours: it was lost because our own speaker ended, so that the peer's forwarding is not in doubt.
+        flaps: how often it was lost.
+    """
+
+    session: Session
+    since: datetime.datetime
+    up: bool = False
+    up_at: float = 0.0
+    cause: str = ""
+    reached: bool = False
+    open: OpenEvent | None = None
+    ours: bool = False
+    flaps: int = 0
+
+    @property
+    def info(self) -> str:
+        """FSM state as the protocol names it, and why it is not further."""
+        if self.up:
+            return "Established"
+        state = "Passive" if self.session.passive else "Active"
+        return f"{state}: {self.cause}" if self.cause else state
+
+
+class Sessions:
+    """All sessions, and the RIB that they fill."""
+
+    def __init__(self, rib: Rib) -> None:
+        self._rib = rib
+        self._states: dict[IPAddress, SessionState] = {}
+        self._came_up: set[IPAddress] = set()
+        self._told: set[tuple[IPAddress, Prefix, str]] | None = None
+        self._young: set[IPAddress] = set()
+        self.malformed = 0
+
+    def states(self) -> Mapping[IPAddress, SessionState]:
+        """By peer, live; do not change it."""
+        return self._states
+
+    def want(self, sessions: Mapping[IPAddress, Session], wall: datetime.datetime) -> None:
+        """Have these sessions; paths of peers no longer wanted go."""
+        for peer in [peer for peer in self._states if peer not in sessions]:
+            self._rib.remove_peer(peer)
+            del self._states[peer]
+            self._came_up.discard(peer)
+        for peer, session in sessions.items():
+            state = self._states.get(peer)
+            if state is None:
+                cause = "waiting for the peer to connect" if session.passive else "not connected yet"
+                self._states[peer] = SessionState(session, wall, cause=cause)
+            else:
+                state.session = session
+
+    def take_came_up(self) -> set[IPAddress]:
+        """Peers whose sessions have come up since the last call: they are owed an End-of-RIB."""
+        came_up, self._came_up = self._came_up, set()
+        return came_up
+
+    def on_event(self, event: Event, now: float, wall: datetime.datetime) -> None:
+        """Take one event. O(what it carries)."""
+        match event:
+            case UpdateEvent(peer):
+                if (state := self._states.get(peer)) and state.up:
+                    self._update(event)
+            case StateEvent(peer, "up"):
+                if (state := self._states.get(peer)) is not None:
+                    self._up(state, now, wall)
+            case StateEvent(peer, "down", reason):
+                if (state := self._states.get(peer)) is not None:
+                    self._down(state, reason, now, wall)
+            case StateEvent(peer, "connected"):
+                if (state := self._states.get(peer)) is not None:
+                    state.reached = True
+            case OpenEvent(peer):
+                if (state := self._states.get(peer)) is not None:
+                    state.open = event
+            case EndOfRib(peer, family):
+                self._young.discard(peer)
+                self._rib.end_of_rib(peer, family)
+            case RefreshEvent(peer, _, "begin"):
+                self._rib.begin_refresh(peer, now)
+            case RefreshEvent(peer, family, "end"):
+                self._rib.end_of_rib(peer, family)
+            case NotificationEvent(peer, code, subcode, text):
+                if (state := self._states.get(peer)) is not None:
+                    state.cause = _notification("the peer says", code, subcode, text)
+            case Malformed():
+                self.malformed += 1
+            case _:
+                pass
+
+    def speaker_lost(self, now: float, wall: datetime.datetime) -> None:
+        """Our own ExaBGP ended: sessions are gone, peers and their forwarding are not."""
+        for state in self._states.values():
+            if state.up:
+                self._leave(state, "our BGP speaker is restarting", wall)
+                state.ours = True
+                self._rib.peer_down(state.session.peer, now, retain=float(state.session.restart_time))
+        self._told = None
+
+    def begin_resync(self, neighbours: Sequence[Neighbour], now: float, wall: datetime.datetime) -> None:
+        """What ExaBGP says about its sessions now. Updates from here on are newer than what ``resync`` will show."""
+        self._told = set()
+        self._young.clear()
+        seen = {one.peer: one for one in neighbours}
+        for peer, state in self._states.items():
+            neighbour = seen.get(peer)
+            if neighbour is None or not neighbour.up or neighbour.router_id is None:
+                self._down(state, _SILENT_CLOSE[0] if state.up else "", now, wall)
+                continue
+            if not state.up:
+                if state.open is None:
+                    state.open = _assumed_open(neighbour, state.session)
+                self._up(state, now, wall - datetime.timedelta(seconds=neighbour.seconds))
+                state.up_at = now - neighbour.seconds
+            if neighbour.seconds < SETTLED:
+                self._young.add(peer)
+            self._rib.begin_refresh(peer, now)
+
+    def end_resync(self, routes: Iterable[ShownRoute]) -> None:
+        """Adj-RIB-In as ExaBGP showed it: what is not in it, and was not told meanwhile, is gone."""
+        told, self._told = self._told or set(), None
+        for shown in routes:
+            state = self._states.get(shown.peer)
+            route = shown.route
+            # ExaBGP still shows the routes of a peer that is down.
+            if state is not None and state.up and (shown.peer, route.prefix, route.path_id) not in told:
+                self._rib.announce(shown.peer, route.prefix, route.attributes, route.path_id)
+        for peer, state in self._states.items():
+            # A session that has just come up is still telling; its own End-of-RIB, or time, ends it.
+            if state.up and peer not in self._young:
+                self._rib.end_of_rib(peer, state.session.family)
+
+    def settled(self, peer: IPAddress, now: float) -> bool:
+        """Whether a peer has told everything: End-of-RIB seen, or, from peers without it, time enough."""
+        state = self._states[peer]
+        if not state.up:
+            return False
+        if self._rib.has_end_of_rib(peer, state.session.family):
+            return True
+        graceful = state.open is not None and state.session.family in state.open.graceful
+        return now - state.up_at > (EOR_WAIT if graceful else NO_EOR_WAIT)
+
+    def _up(self, state: SessionState, now: float, wall: datetime.datetime) -> None:
+        session, opened = state.session, state.open
+        if opened is None:
+            return  # the OPEN comes first; without it the session belongs to a configuration that is gone
+        peer = Peer(session.peer, opened.remote_as, opened.local_as, opened.router_id)
+        graceful = session.family in opened.graceful
+        preserved = opened.preserved if graceful else frozenset()
+        if state.ours:
+            preserved = frozenset({session.family})
+        self._rib.peer_up(peer, now, preserved=preserved, wait=EOR_WAIT if graceful else NO_EOR_WAIT)
+        state.up, state.up_at, state.since, state.cause, state.ours = True, now, wall, "", False
+        self._came_up.add(session.peer)
+
+    def _down(self, state: SessionState, reason: str, now: float, wall: datetime.datetime) -> None:
+        session = state.session
+        if not state.up:
+            if reason and not state.cause.startswith("the peer says"):
+                state.cause = _explain(reason, state)
+            return
+        opened = state.open
+        retain = 0.0
+        if reason.startswith(_SILENT_CLOSE) and opened and opened.restart_time and session.family in opened.graceful:
+            retain = float(min(opened.restart_time, session.restart_time))
+        cause = state.cause or _explain(reason, state)
+        self._leave(state, cause, wall)
+        self._rib.peer_down(session.peer, now, retain=retain)
+
+    def _leave(self, state: SessionState, cause: str, wall: datetime.datetime) -> None:
+        state.up, state.up_at, state.since, state.cause, state.reached = False, 0.0, wall, cause, False
+        state.flaps += 1
+        self._came_up.discard(state.session.peer)
+        self._young.discard(state.session.peer)
+
+    def _update(self, event: UpdateEvent) -> None:
+        for prefix, path_id in event.withdrawn:
+            self._rib.withdraw(event.peer, prefix, path_id)
+        for route in event.announced:
+            self._rib.announce(event.peer, route.prefix, route.attributes, route.path_id)
+        if self._told is not None:
+            self._told |= {(event.peer, prefix, path_id) for prefix, path_id in event.withdrawn}
+            self._told |= {(event.peer, route.prefix, route.path_id) for route in event.announced}
+
+
+def _assumed_open(neighbour: Neighbour, session: Session) -> OpenEvent:
+    """An adopted session's OPEN, as far as ExaBGP still knows it."""
+    families = frozenset({session.family}) if neighbour.graceful else frozenset()
+    assert neighbour.router_id is not None
+    return OpenEvent(
+        neighbour.peer,
+        neighbour.remote_as,
+        neighbour.local_as,
+        neighbour.router_id,
+        session.hold_time,
+        session.restart_time if neighbour.graceful else None,
+        graceful=families,
+        preserved=families,
+    )
+
+
+def _explain(reason: str, state: SessionState) -> str:
+    """ExaBGP's reason for ``down`` in words that lead somewhere."""
+    session = state.session
+    if reason.startswith("closing connection"):
+        if state.up:
+            return "connection lost"
+        if session.passive:
+            return "the peer closed the connection"
+        return f"connection refused or closed by the peer: does it listen on port {session.port} and know us?"
+    for direction, words in (("notification received", "the peer says"), ("notification sent", "we said")):
+        if reason.startswith(direction):
+            numbers = [int(part) for part in reason.partition("(")[2].partition(")")[0].split(",") if part.isdigit()]
+            if len(numbers) == 2:
+                return _notification(words, numbers[0], numbers[1], "")
+    return reason[:200]
+
+
+def _notification(who: str, code: int, subcode: int, text: str) -> str:
+    what = _SUBCODES.get((code, subcode)) or _ERRORS.get(code, "unknown error")
+    said = "".join(char for char in text if char.isprintable())
+    return f"{who}: {what} ({code}/{subcode})" + (f" {said!r}" if said else "")

@@ -1,0 +1,229 @@
+"""The datastore as BGP sees it: what Calico's confd watches, and the blocks. Pure.
+
+Events go in, values for the other modules come out. Blocks are not kept whole: who owns each, and which of its
+addresses this node uses, is all that routing asks.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from calipy.bgp import advertise, peering
+from calipy.bgp.advertise import Communities, Originated, Pools
+from calipy.bgp.fib import Programming
+from calipy.bgp.peering import NodeInfo, Peering, PeeringInputs
+from calipy.datastore import codec, keys
+from calipy.datastore.ipam import Block, BlockAffinity
+from calipy.datastore.resources import BGPConfigurationSpec, BGPPeerSpec, IPPoolSpec, NodeSpec, Resource
+from calipy.net import NORMAL_METRIC, IPAddress, Prefix, host_prefix, parse_prefix
+
+_NODE_PREFIX = "node."
+
+
+def prefixes(hostname: str) -> tuple[str, ...]:
+    """What to follow in the datastore."""
+    kinds = ("BGPConfiguration", "BGPFilter", "BGPPeer", "IPPool", "Node")
+    return (
+        *(keys.resource_prefix(kind) for kind in kinds),
+        keys.affinity_prefix(hostname),
+        keys.BLOCKS_V4,
+        keys.BLOCKS_V6,
+    )
+
+
+@dataclass(slots=True)
+class View:
+    """Present state of everything that ``prefixes`` covers.
+
+    Attributes:
+        hostname: this node.
+        peering_changed, routes_changed: set by ``on_update``, reset by the reader.
+        problems: what in the datastore cannot be used, by resource.
+    """
+
+    hostname: str
+    peering_changed: bool = True
+    routes_changed: bool = True
+    problems: dict[str, str] = field(default_factory=dict)
+    _nodes: dict[str, NodeInfo] = field(default_factory=dict)
+    _peers: dict[str, BGPPeerSpec] = field(default_factory=dict)
+    _configurations: dict[str, BGPConfigurationSpec] = field(default_factory=dict)
+    _pools: dict[str, IPPoolSpec] = field(default_factory=dict)
+    _affinities: dict[Prefix, BlockAffinity] = field(default_factory=dict)
+    _owners: dict[Prefix, str | None] = field(default_factory=dict)
+    _in_use: dict[Prefix, frozenset[IPAddress]] = field(default_factory=dict)
+
+    def on_update(self, key: keys.Key, value: codec.Value | None) -> None:
+        """Take one change; None is a deletion. O(1), for a block O(its size)."""
+        match key:
+            case keys.BlockKey(cidr):
+                self._on_block(parse_prefix(cidr), value if isinstance(value, Block) else None)
+            case keys.BlockAffinityKey(host, cidr, "host") if host == self.hostname:
+                affinity = value if isinstance(value, BlockAffinity) else None
+                self.routes_changed |= _store(self._affinities, parse_prefix(cidr), affinity)
+            case keys.ResourceKey(kind, name):
+                self._on_resource(kind, name, value if isinstance(value, Resource) else None)
+            case _:
+                pass
+
+    def _on_block(self, cidr: Prefix, block: Block | None) -> None:
+        if block is None:
+            self.routes_changed |= cidr in self._owners
+            self._owners.pop(cidr, None)
+            self._in_use.pop(cidr, None)
+            return
+        owner, used = block.host(), advertise.addresses_in_use(block, self.hostname)
+        # Blocks change with every pod of the cluster; routes only with owners, and with our own addresses.
+        self.routes_changed |= self._owners.get(cidr, "") != owner
+        self._owners[cidr] = owner
+        self.routes_changed |= _store(self._in_use, cidr, used or None)
+
+    def _on_resource(self, kind: str, name: str, resource: Resource[Any, Any] | None) -> None:
+        spec = resource.spec if resource else None
+        match kind:
+            case "Node":
+                info = (
+                    NodeInfo(name, resource.metadata.labels, spec) if resource and isinstance(spec, NodeSpec) else None
+                )
+                changed = _store(self._nodes, name, info)
+                self.peering_changed |= changed
+                self.routes_changed |= changed and name == self.hostname
+            case "BGPPeer":
+                self.peering_changed |= _store(self._peers, name, spec if isinstance(spec, BGPPeerSpec) else None)
+            case "BGPConfiguration":
+                configuration = spec if isinstance(spec, BGPConfigurationSpec) else None
+                if _store(self._configurations, name, configuration):
+                    self.peering_changed = self.routes_changed = True
+            case "IPPool":
+                self.routes_changed |= _store(self._pools, name, spec if isinstance(spec, IPPoolSpec) else None)
+            case _:
+                pass
+
+    # What follows from it
+
+    @property
+    def node(self) -> NodeInfo | None:
+        """This node."""
+        return self._nodes.get(self.hostname)
+
+    @property
+    def configuration(self) -> BGPConfigurationSpec:
+        """The cluster's configuration."""
+        return self._configurations.get("default") or BGPConfigurationSpec()
+
+    def peering(self, router_id: str = "") -> Peering:
+        """The sessions to have."""
+        return peering.plan(
+            self.hostname,
+            PeeringInputs(
+                nodes=self._nodes,
+                peers=self._peers,
+                configuration=self.configuration,
+                node_configurations={
+                    name.removeprefix(_NODE_PREFIX): spec
+                    for name, spec in self._configurations.items()
+                    if name.startswith(_NODE_PREFIX)
+                },
+                router_id=router_id,
+            ),
+        )
+
+    def own_addresses(self) -> frozenset[IPAddress]:
+        """The node's BGP addresses."""
+        if self.node is None:
+            return frozenset()
+        found = (self.node.address(4), self.node.address(6))
+        return frozenset(address for address in found if address is not None)
+
+    def pools(self) -> Pools:
+        """The pools as prefixes."""
+        return Pools.of(self._valid_pools())
+
+    def service_ranges(self) -> tuple[set[Prefix], set[Prefix]]:
+        """Service ranges to announce, and those to keep out of the kernel."""
+        return advertise.service_ranges(self.configuration, self.node.labels if self.node else {})
+
+    def originated(self) -> Originated:
+        """What to announce. O(own blocks x pools)."""
+        pools = self.pools()
+        own = advertise.own_blocks(self._affinities, self._owners, self.hostname)
+        try:
+            communities = Communities.of(self.configuration, self._configurations.get(f"{_NODE_PREFIX}{self.hostname}"))
+            self.problems.pop("BGPConfiguration communities", None)
+        except ValueError as error:
+            self.problems["BGPConfiguration communities"] = str(error)
+            communities = Communities()
+        return Originated(
+            blocks=frozenset(block for block in own if pools.exports(block)),
+            borrowed=frozenset(one for one in advertise.borrowed(self._in_use, own) if pools.exports(one)),
+            services=frozenset(self.service_ranges()[0]),
+            communities=communities,
+        )
+
+    def own_prefixes(self) -> frozenset[Prefix]:
+        """Blocks and addresses that are this node's own, announced or not."""
+        blocks = advertise.own_blocks(self._affinities, self._owners, self.hostname)
+        return frozenset(blocks) | {host_prefix(address) for used in self._in_use.values() for address in used}
+
+    def own_blocks(self) -> set[Prefix]:
+        """Confirmed own blocks."""
+        return advertise.own_blocks(self._affinities, self._owners, self.hostname)
+
+    def programming(self) -> Programming:
+        """Which learned routes go into the kernel.
+
+        Complementary to Felix's ``programClusterRoutes``: routes of VXLAN pools are always the agent's; those of
+        IPIP pools too, since BGP's part in them is deprecated in Calico; those of pools without encapsulation ours
+        unless the setting leaves them out.
+        """
+        mode = self.configuration.program_cluster_routes or "EnabledNoEncapOnly"
+        ours = mode in ("Enabled", "EnabledNoEncapOnly")
+        key = "BGPConfiguration programClusterRoutes"
+        if mode in ("Enabled", "EnabledIPIPOnly"):
+            self.problems[key] = f"{mode}: routes of IPIP pools are programmed by the agent, not by BGP"
+        else:
+            self.problems.pop(key, None)
+        pools = list(self._valid_pools())
+        overlay = [pool for pool in pools if _encapsulated(pool)]
+        refused = overlay if ours else pools
+        return Programming(
+            own=self.own_prefixes(),
+            refused=(*(parse_prefix(pool.cidr) for pool in refused), *self.service_ranges()[0]),
+            single=tuple(parse_prefix(pool.cidr) for pool in pools),
+            metric={
+                4: self.configuration.ipv4_normal_route_priority or NORMAL_METRIC,
+                6: self.configuration.ipv6_normal_route_priority or NORMAL_METRIC,
+            },
+        )
+
+    def _valid_pools(self) -> Iterable[IPPoolSpec]:
+        for name, spec in self._pools.items():
+            try:
+                ipaddress.ip_network(spec.cidr, strict=False)
+            except ValueError as error:
+                self.problems[f"IPPool({name})"] = f"spec.cidr: {error}"
+            else:
+                self.problems.pop(f"IPPool({name})", None)
+                yield spec
+
+
+def _encapsulated(pool: IPPoolSpec) -> bool:
+    return pool.vxlan_mode not in ("", "Never") or pool.ipip_mode not in ("", "Never")
+
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+def _store(table: dict[_K, _V], key: _K, value: _V | None) -> bool:
+    """Put or remove (None); whether that changed anything."""
+    if table.get(key) == value:
+        return False
+    if value is None:
+        del table[key]
+    else:
+        table[key] = value
+    return True
