@@ -93,6 +93,22 @@ class Table:
         """The kernel does not take the chain's present content: drop in its place."""
         self._exchange(name, self._offered.get(name), reason)
 
+    def forgive(self) -> None:
+        """Have the kernel asked once more about the chains that it refused: what they lacked may be there now."""
+        for name in tuple(self._refused):
+            self._exchange(name, self._offered.get(name), None)
+
+    def reachable(self, names: Iterable[str]) -> set[str]:
+        """The chains and all that they lead to."""
+        found: set[str] = set()
+        waiting = list(names)
+        while waiting:
+            name = waiting.pop()
+            if name not in found:
+                found.add(name)
+                waiting += self._content(name).targets
+        return found
+
     def content(self, name: str) -> Chain | None:
         """What the kernel should hold under the name; None: no such chain."""
         return self._content(name) if self._references[name] else None
@@ -212,13 +228,19 @@ def compare(table: Table, actual: Actual) -> set[str]:
     return differing | (actual.chains.keys() - wanted.keys())
 
 
-def plan(table: Table, actual: Actual) -> Plan:
-    """The plan for the table's dirty chains and its hooks. Linear in the rules of what differs."""
+def plan(table: Table, actual: Actual, *, only_missing: bool = False) -> Plan:
+    """The plan for the table's dirty chains and its hooks. Linear in the rules of what differs.
+
+    Args:
+        table: desired.
+        actual: as read.
+        only_missing: leave alone every chain of ours that has rules, and every chain of the kernel that leads to ours.
+    """
     result = Plan(table.name)
     rewritten: list[Chain] = []
     for name in sorted(table.dirty):
         wanted, found = table.content(name), actual.chains.get(name)
-        if (wanted.hashes if wanted else None) == found:
+        if (wanted.hashes if wanted else None) == found or (only_missing and (found or wanted is None)):
             continue
         result.lines.append(f":{name} - -")
         result.owners.append(name)
@@ -235,6 +257,8 @@ def plan(table: Table, actual: Actual) -> Plan:
             result.lines.append(line)
             result.owners.append(chain.name)
     for name in dict.fromkeys((*table.hooks, *actual.hooks)):
+        if only_missing and any(rule.digest is not None for rule in actual.hooks.get(name, ())):
+            continue
         _plan_hook(result, table.hooks.get(name) or Hook(name), actual.hooks.get(name, ()))
     return result
 

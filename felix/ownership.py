@@ -27,20 +27,19 @@ def owns_unhashed_rule(text: str) -> bool:
     return _OLD_JUMP.search(text) is not None
 
 
-def owns_route(route: Route, prefixes: tuple[str, ...], *, remove_external: bool) -> bool:
+def owns_route(route: Route, prefixes: tuple[str, ...], *, protocol: int, remove_external: bool) -> bool:
     """Whether a route may be removed when nothing asks for it.
 
-    Protocol 80 is ours alone; any route straight to a workload interface is, if foreign ones are to be removed
-    (RemoveExternalRoutes). IPv6 link-local and multicast routes belong to the kernel. A route with several ways out is
-    never a workload's.
+    Protocol 80 is ours alone. Of the routes straight to a workload interface, those with our ``protocol`` are, or all
+    if foreign ones are to be removed (RemoveExternalRoutes). IPv6 link-local and multicast routes belong to the kernel.
     """
     if route.protocol == PROTO_FELIX:
         return True
-    if not remove_external or len(route.next_hops) != 1:
+    if len(route.next_hops) != 1 or not is_workload_interface(route.next_hops[0].interface, prefixes):
         return False
     if route.dst.version == 6 and (route.dst.is_link_local or route.dst.is_multicast):
         return False
-    return is_workload_interface(route.next_hops[0].interface, prefixes)
+    return remove_external or route.protocol == protocol
 
 
 def is_workload_interface(name: str, prefixes: tuple[str, ...]) -> bool:

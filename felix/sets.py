@@ -17,6 +17,7 @@ from calipy.net import Family, Prefix
 
 KernelType = Literal["hash:net", "hash:ip,port"]
 _KERNEL_TYPES: Final[dict[SetType, KernelType]] = {"net": "hash:net", "ip,port": "hash:ip,port"}
+_FAMILIES: Final[tuple[Family, Family]] = (4, 6)
 _INET: Final[dict[Family, str]] = {4: "inet", 6: "inet6"}
 _HALVES: Final = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
 """hash:net cannot hold a /0."""
@@ -44,15 +45,13 @@ class SetTable:
         dirty: sets that may differ from the kernel → the members to look at, None for all of them.
     """
 
-    def __init__(self, families: tuple[Family, ...], size: int, external_nodes: tuple[Prefix, ...] = ()) -> None:
+    def __init__(self, size: int, external_nodes: tuple[Prefix, ...] = ()) -> None:
         """The sets that NAT rules use exist from the start.
 
         Args:
-            families: which IP versions get sets.
             size: maxelem of each.
             external_nodes: prefixes that count as nodes of the cluster.
         """
-        self._families = families
         self._size = size
         self._sets: dict[str, KernelSet] = {}
         self._ids: dict[str, SetType] = {}
@@ -66,6 +65,17 @@ class SetTable:
     def sets(self) -> Mapping[str, KernelSet]:
         """Desired sets by kernel name; not to be changed."""
         return self._sets
+
+    def resized(self, size: int, external_nodes: tuple[Prefix, ...]) -> SetTable:
+        """A table of the same sets with other parameters."""
+        new = SetTable(size, external_nodes)
+        new._hosts = dict(self._hosts)
+        for identity, kind in self._ids.items():
+            if identity != ALL_HOSTS:
+                members = (self._sets[set_name(family, identity)].members for family in _FAMILIES)
+                new._put(IPSet(identity, kind, frozenset().union(*members)))
+        new._change(ALL_HOSTS, frozenset().union(*self._hosts.values()), ())
+        return new
 
     def update(self, changes: Changes) -> None:
         """Take in one flush of the graph."""
@@ -104,11 +114,9 @@ class SetTable:
 
     def _put(self, ip_set: IPSet) -> None:
         self._ids[ip_set.id] = ip_set.type
-        by_family: dict[Family, set[str]] = {family: set() for family in self._families}
+        by_family: dict[Family, set[str]] = {family: set() for family in _FAMILIES}
         for member in ip_set.members:
-            family = member_family(member)
-            if family in by_family:
-                by_family[family].add(member)
+            by_family[member_family(member)].add(member)
         for family, members in by_family.items():
             name = set_name(family, ip_set.id)
             self._sets[name] = KernelSet(_KERNEL_TYPES[ip_set.type], family, self._size, members)
@@ -116,7 +124,7 @@ class SetTable:
 
     def _drop(self, identity: str) -> None:
         if self._ids.pop(identity, None) is not None:
-            for family in self._families:
+            for family in _FAMILIES:
                 name = set_name(family, identity)
                 del self._sets[name]
                 self.dirty.pop(name, None)
@@ -129,8 +137,6 @@ class SetTable:
         for wanted, members in ((True, added), (False, removed)):
             for member in members:
                 family = member_family(member)
-                if family not in self._families:
-                    continue
                 name = set_name(family, identity)
                 (self._sets[name].members.add if wanted else self._sets[name].members.discard)(member)
                 touched = self.dirty.setdefault(name, set())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import KeysView
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -52,7 +52,7 @@ class WriteReport:
 class IPTables:
     """Both families' tables in the process's network namespace."""
 
-    def __init__(self, backend: BackendName, tables: Mapping[Family, Mapping[TableName, Table]]) -> None:
+    def __init__(self, backend: BackendName, tables: dict[Family, dict[TableName, Table]]) -> None:
         """Nothing is read or written yet.
 
         Args:
@@ -65,12 +65,17 @@ class IPTables:
         self._reader = NftablesReader() if backend == "nft" else None
         self._generation = 0
 
+    @property
+    def families(self) -> KeysView[Family]:
+        """IP versions that have tables."""
+        return self._tables.keys()
+
     def close(self) -> None:
         """Close the netlink socket; nothing in the kernel changes."""
         if self._reader:
             self._reader.close()
 
-    def set_tables(self, tables: Mapping[Family, Mapping[TableName, Table]]) -> None:
+    def set_tables(self, tables: dict[Family, dict[TableName, Table]]) -> None:
         """Exchange the desired state as a whole; what differs from the kernel becomes dirty."""
         self._tables = tables
         for family, of_family in tables.items():
@@ -95,6 +100,18 @@ class IPTables:
             self._generation = self._reader.generation()
         drift = await asyncio.gather(*(self._read_family(family) for family in self._tables))
         return [difference for of_family in drift for difference in of_family]
+
+    async def guard(self) -> WriteReport:
+        """Write only what is missing altogether: on an empty kernel that is everything desired, where our rules are in
+        place nothing. For the time before anything is known: what an earlier run left in force must stay as it is.
+
+        Raises:
+            KernelError: as for ``write``.
+        """
+        await self.read()
+        report = WriteReport()
+        await asyncio.gather(*(self._write_family(family, report, only_missing=True) for family in self._tables))
+        return report
 
     async def write(self) -> WriteReport:
         """Write what is dirty, all families at once. Cost follows what is dirty.
@@ -136,20 +153,22 @@ class IPTables:
         self._actual[family] = actual
         return drift
 
-    async def _write_family(self, family: Family, report: WriteReport) -> None:
+    async def _write_family(self, family: Family, report: WriteReport, *, only_missing: bool = False) -> None:
         delay = _FIRST_DELAY
         suspect: tuple[str, str] | None = None
         error = ""
         for attempt in range(_ATTEMPTS):
-            plans = [plan(self._tables[family][name], self._actual[family][name]) for name in TABLES]
+            tables, actual = self._tables[family], self._actual[family]
+            plans = [plan(tables[name], actual[name], only_missing=only_missing) for name in TABLES]
             plans = [item for item in plans if item]
             if not plans:
-                self._settled(family)
+                if not only_missing:
+                    self._settled(family)
                 return
             error, culprit = await self._restore(family, plans)
             if not error:
                 report.changed += [difference for item in plans for difference in item.differences]
-                if await self._verified(family, plans):
+                if await self._verified(family, plans) and not only_missing:
                     self._settled(family)
                     return
                 continue

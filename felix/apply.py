@@ -1,0 +1,371 @@
+"""The dataplane as one thing: takes what the graph says, brings the kernel there in an order that never opens a gap.
+
+Order of one cycle: ip sets are created, grown and shrunk; then the rules of all tables; then sysctls and routes; then
+sets are destroyed that no rule uses any more. On a kernel without rules the default drop for workload interfaces goes
+in before anything else, even before the datastore has been read; apart from that nothing is written until the first
+complete snapshot is known. Nothing is taken away when the process ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeVar
+
+from calipy import log
+from calipy.errors import KernelError
+from calipy.felix.config import FelixConfig
+from calipy.felix.dataplane import backend
+from calipy.felix.dataplane.backend import BackendName
+from calipy.felix.dataplane.endpoints import Endpoints
+from calipy.felix.dataplane.ipsets import IPSets
+from calipy.felix.dataplane.iptables import IPTables
+from calipy.felix.delta import Difference, Table
+from calipy.felix.messages import ActivePolicy, ActiveProfile, Changes, EndpointID, PolicyID, Pool, WorkloadEndpoint
+from calipy.felix.render.names import workload_chain
+from calipy.felix.render.renderer import Renderer
+from calipy.felix.render.static import TABLES
+from calipy.felix.sets import SetTable
+from calipy.felix.timers import Backoff, Timer, earliest
+from calipy.kernel import sysctl
+from calipy.kernel.monitor import LinkEvent, RouteEvent
+from calipy.net import Family
+
+_logger = log.get("felix.dataplane")
+
+_GENERATION_POLL: Final = 1.0
+_RETRY_FIRST: Final = 0.1
+_RETRY_LONGEST: Final = 10.0
+_DRIFT_KEPT: Final = 100
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+EndpointState = Literal["up", "down", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStatus:
+    """State of one local endpoint, as Calico reports it, and why it is not ``up``."""
+
+    state: EndpointState
+    cause: str = ""
+
+
+@dataclass(slots=True)
+class ApplyReport:
+    """What one ``apply`` did.
+
+    Attributes:
+        errors: failures; what they concern is tried again, with growing pauses.
+        drift: what was found different without our doing, and has been put right.
+        changed: chains and hooks that were written.
+        seconds: how long it took.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    drift: list[Difference] = field(default_factory=list)
+    changed: int = 0
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the kernel is now as it should be."""
+        return not self.errors
+
+
+class Dataplane:
+    """The network namespace of this process. One ``apply`` at a time; ``update`` may be called at any time."""
+
+    def __init__(self, config: FelixConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Nothing is read or written before ``start``.
+
+        Args:
+            config: parameters known so far; later ones come with the changes.
+            clock: seconds, for periods and pauses.
+        """
+        self.config = config
+        self.backend: BackendName = "nft"
+        self.recent_drift: deque[Difference] = deque(maxlen=_DRIFT_KEPT)
+        self._clock = clock
+        self._pending: list[Changes] = []
+        self._in_sync = False
+        self._policies: dict[PolicyID, ActivePolicy] = {}
+        self._profiles: dict[str, ActiveProfile] = {}
+        self._endpoints: dict[EndpointID, WorkloadEndpoint] = {}
+        self._pools: dict[str, Pool] = {}
+        self._claims: dict[str, set[EndpointID]] = {}
+        self._unapplied: set[EndpointID] = set()
+        self._refused: dict[str, str] = {}
+        self._set_failures: dict[str, str] = {}
+        self._first_write = True
+        self._iptables: IPTables | None = None
+
+    async def start(self) -> None:
+        """Choose the iptables backend, see what the kernel holds, and make sure that workload interfaces drop.
+
+        Raises:
+            KernelError: iptables or ipset is missing or unusable, or others keep rules in both backends.
+        """
+        self._set_table = SetTable(self.config.max_ipset_size, self.config.external_nodes)
+        self._ipsets = IPSets(self._set_table)
+        self._edges = Endpoints(self.config)
+        await self._build()
+
+    def close(self) -> None:
+        """Close sockets. The kernel's state stays as it is."""
+        if self._iptables is not None:
+            self._iptables.close()
+        self._edges.close()
+
+    def update(self, changes: Changes) -> None:
+        """Note what the graph says; cheap, touches nothing. Effective with the next ``apply``."""
+        self._pending.append(changes)
+        self._unapplied |= changes.endpoints.keys()
+        self._in_sync = self._in_sync or changes.in_sync
+
+    def on_event(self, event: LinkEvent | RouteEvent) -> bool:
+        """Note what happened to a link or route; True if it calls for ``apply``."""
+        now = self._clock()
+        return self._edges.on_link(event, now) if isinstance(event, LinkEvent) else self._edges.on_route(event, now)
+
+    def resync(self) -> None:
+        """Events were lost: have the next ``apply`` read links and routes."""
+        self._edges.resync()
+
+    def next_deadline(self) -> float | None:
+        """When ``apply`` has something to do without being told, on the constructor's clock."""
+        timers = (
+            timer.deadline for timer in (self._generation, self._full, self._post_write, self._sets, self._routes)
+        )
+        if not self._in_sync:
+            return None
+        if self._backoff.deadline is not None:
+            return earliest(self._backoff.deadline, *timers)
+        return earliest(self._edges.next_deadline(), *timers)
+
+    async def apply(self) -> ApplyReport:
+        """Bring the kernel to what ``update`` said, and put right what has drifted and is due to be looked at.
+
+        Cost follows what changed, and what is due.
+        """
+        started = self._clock()
+        report = ApplyReport()
+        pending, self._pending = self._pending, []
+        try:
+            for changes in pending:
+                await self._take(changes, started)
+            if not self._in_sync:
+                return report
+            await self._apply(report, started)
+        except KernelError as error:
+            report.errors.append(str(error))
+        now = self._clock()
+        report.seconds = now - started
+        if report.errors:
+            self._backoff.failed(now)
+            _logger.error("cannot bring the kernel in line; trying again", errors=report.errors[:5])
+        else:
+            self._backoff.succeeded()
+        if report.drift:
+            self.recent_drift.extend(report.drift)
+            for difference in report.drift[:20]:
+                _logger.warning("drift healed", **difference._asdict())
+        return report
+
+    async def sweep_other_backend(self) -> None:
+        """Remove our chains from the iptables backend that is not in use, where an earlier run left them."""
+        other: BackendName = "legacy" if self.backend == "nft" else "nft"
+        if not (await backend.evidence(other, self._families)).ours:
+            return
+        swept = IPTables(other, {family: {name: Table(name) for name in TABLES} for family in self._families})
+        try:
+            report = await swept.write()
+            _logger.info("swept our chains from the other backend", backend=other, chains=len(report.changed))
+        finally:
+            swept.close()
+
+    def endpoint_status(self, identity: EndpointID) -> EndpointStatus | None:
+        """State of a local endpoint, None if there is no such endpoint."""
+        endpoint = self._endpoints.get(identity)
+        if endpoint is None:
+            return None
+        interface = endpoint.interface
+        winner = min(self._claims[interface])
+        if winner != identity:
+            return EndpointStatus("down", f"interface {interface} belongs to {'/'.join(winner)}")
+        if problem := self._problem(endpoint):
+            return EndpointStatus("error", problem)
+        if identity in self._unapplied:
+            return EndpointStatus("down", "not programmed yet")
+        if not endpoint.admin_up:
+            return EndpointStatus("down", "disabled")
+        if not self._edges.is_up(interface):
+            return EndpointStatus("down", f"interface {interface} is missing or down")
+        return EndpointStatus("up")
+
+    def endpoint(self, identity: EndpointID) -> WorkloadEndpoint | None:
+        """The endpoint as last applied."""
+        return self._endpoints.get(identity)
+
+    def endpoints(self) -> dict[EndpointID, EndpointStatus]:
+        """State of every local endpoint."""
+        return {identity: status for identity in self._endpoints if (status := self.endpoint_status(identity))}
+
+    @property
+    def _families(self) -> tuple[Family, ...]:
+        return (4, 6) if self.config.ipv6_support else (4,)
+
+    def _problem(self, endpoint: WorkloadEndpoint) -> str:
+        interface = endpoint.interface
+        if problem := self._edges.problems.get(interface):
+            return problem
+        if not self._refused:
+            return ""
+        used: set[str] = set()
+        for renderer in self._renderers.values():
+            used |= renderer.tables["filter"].reachable(workload_chain(interface, d) for d in ("ingress", "egress"))
+        return next((f"{place}: {why}" for place, why in self._refused.items() if place.split()[-1] in used), "")
+
+    async def _take(self, changes: Changes, now: float) -> None:
+        if changes.config is not None:
+            await self._reconfigure(FelixConfig.from_parameters(changes.config), now)
+        _merge(self._policies, changes.policies)
+        _merge(self._profiles, changes.profiles)
+        _merge(self._pools, changes.pools)
+        for renderer in self._renderers.values():
+            renderer.update(changes)
+        self._set_table.update(changes)
+        touched: set[str] = set()
+        for identity, endpoint in changes.endpoints.items():
+            touched |= self._claim(identity, endpoint)
+        for interface in touched:
+            claims = self._claims.get(interface)
+            self._edges.set_endpoint(interface, self._endpoints[min(claims)] if claims else None)
+        for cidr, present in changes.blocks.items():
+            self._edges.set_block(cidr, present=bool(present))
+
+    def _claim(self, identity: EndpointID, endpoint: WorkloadEndpoint | None) -> set[str]:
+        touched = set()
+        old = self._endpoints.pop(identity, None)
+        if old is not None:
+            touched.add(old.interface)
+            self._claims[old.interface].discard(identity)
+            if not self._claims[old.interface]:
+                del self._claims[old.interface]
+        if endpoint is not None:
+            touched.add(endpoint.interface)
+            self._endpoints[identity] = endpoint
+            self._claims.setdefault(endpoint.interface, set()).add(identity)
+        return touched
+
+    async def _reconfigure(self, config: FelixConfig, now: float) -> None:
+        for parameter, value, reason in config.problems:
+            _logger.error("parameter ignored", parameter=parameter, value=value, reason=reason)
+        old = self.config
+        if config == old:
+            return
+        self.config = config
+        if (config.max_ipset_size, config.external_nodes) != (old.max_ipset_size, old.external_nodes):
+            self._set_table = self._set_table.resized(config.max_ipset_size, config.external_nodes)
+            self._ipsets.set_table(self._set_table)
+        self._edges.reconfigure(config, now)
+        await self._build()
+
+    async def _build(self) -> None:
+        """Make everything that depends on the parameters, from what is known so far."""
+        self._renderers = {family: Renderer(family, self.config) for family in self._families}
+        known = Changes(
+            policies=dict(self._policies),
+            profiles=dict(self._profiles),
+            endpoints=dict(self._endpoints),
+            pools=dict(self._pools),
+        )
+        for renderer in self._renderers.values():
+            renderer.update(known)
+        tables = {family: renderer.tables for family, renderer in self._renderers.items()}
+        chosen = await backend.choose(self.config.iptables_backend, self._families)
+        if self._iptables is not None and chosen == self.backend and tables.keys() == self._iptables.families:
+            self._iptables.set_tables(tables)
+        else:
+            if self._iptables is not None:
+                self._iptables.close()
+            self.backend, self._iptables = chosen, IPTables(chosen, tables)
+            self._first_write = True
+        self._start_timers()
+        if not self._in_sync:
+            guarded = await self._iptables.guard()
+            _logger.info("workload interfaces drop until policy is known", written=len(guarded.changed))
+        self._set_forwarding()
+
+    async def _apply(self, report: ApplyReport, now: float) -> None:
+        assert self._iptables is not None
+        await self._refresh(report, self._iptables, now)
+        if self._refused and self._backoff.deadline is not None and self._backoff.deadline <= now:
+            for renderer in self._renderers.values():
+                for table in renderer.tables.values():
+                    table.forgive()
+        self._set_failures = await self._ipsets.write()
+        report.errors += [f"ip set {name}: {why}" for name, why in self._set_failures.items()]
+        written = await self._iptables.write()
+        self._first_write = False
+        self._refused = written.refused
+        report.changed = len(written.changed)
+        report.errors += [f"{place}: {why}" for place, why in written.refused.items()]
+        if written.changed and self.backend == "legacy":
+            self._post_write.interval = self.config.post_write_check
+            self._post_write.restart(now)
+        report.drift += await self._edges.write(now)
+        self._unapplied = {identity for changes in self._pending for identity in changes.endpoints}
+        if self._ipsets.unwanted:
+            await self._ipsets.destroy_unwanted()
+
+    async def _refresh(self, report: ApplyReport, iptables: IPTables, now: float) -> None:
+        """Read again what is due, or what others have written to."""
+        due = self._full.take(now)
+        if self._generation.take(now):
+            due = iptables.others_wrote() or due
+        if self._post_write.take(now):
+            due = True
+            self._post_write.interval *= 2
+            self._post_write.restart(now)
+        if self._first_write:
+            await iptables.read()
+        elif due:
+            report.drift += await iptables.read()
+        if self._sets.take(now):
+            report.drift += await self._ipsets.read()
+        if self._routes.take(now):
+            self._edges.resync()
+
+    def _start_timers(self) -> None:
+        now, config = self._clock(), self.config
+        self._backoff = Backoff(_RETRY_FIRST, _RETRY_LONGEST)
+        self._generation = Timer(_GENERATION_POLL if self.backend == "nft" else 0, now)
+        self._full = Timer(config.iptables_refresh, now)
+        self._post_write = Timer(0, now)
+        self._sets = Timer(config.ipsets_refresh, now)
+        self._routes = Timer(config.route_refresh, now)
+
+    def _set_forwarding(self) -> None:
+        """Make the node a router; only once workload interfaces drop what is not known."""
+        if not self.config.forwarding:
+            return
+        wanted = ["net.ipv4.ip_forward"]
+        if self.config.ipv6_support:
+            wanted.append("net.ipv6.conf.all.forwarding")
+        for key in wanted:
+            try:
+                if sysctl.read(key) != "1":
+                    sysctl.write(key, 1)
+            except KernelError as error:
+                _logger.warning("cannot turn on forwarding", key=key, error=str(error))
+
+
+def _merge(kept: dict[_K, _V], new: Mapping[_K, _V | None]) -> None:
+    for key, value in new.items():
+        if value is None:
+            kept.pop(key, None)
+        else:
+            kept[key] = value

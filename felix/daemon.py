@@ -1,0 +1,239 @@
+"""Felix: policy and routes of this node's pods, from the datastore's events to the kernel.
+
+    on_events ─► Graph (what must hold here) ─► Changes ─► Dataplane (kernel brought there, and kept there)
+                                                              ▲
+                                link and route events ────────┘
+
+One task does all applying. Events that arrive while it works are gathered and go into the next cycle together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+from calipy import log
+from calipy.datastore.syncer import InSync, Status, SyncEvent, Update
+from calipy.felix.apply import ApplyReport, Dataplane, EndpointStatus
+from calipy.felix.config import FelixConfig
+from calipy.felix.delta import Difference
+from calipy.felix.graph.graph import Graph
+from calipy.felix.messages import Changes, EndpointID
+from calipy.kernel.monitor import LinkEvent, Monitor, Overrun, RouteEvent
+
+_logger = log.get("felix")
+
+HOLD: Final = 0.05
+"""Seconds for which the removal of a policy is held back: if its replacement follows at once, there is no moment at
+which the pods are without either.
+"""
+
+
+class ChangeSource(Protocol):
+    """What the daemon needs of the calculation graph."""
+
+    datastore_ready: bool | None
+
+    def on_update(self, key: Any, value: Any) -> None: ...
+    def on_in_sync(self) -> None: ...
+    def flush(self) -> Changes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class FelixStatus:
+    """How the agent stands.
+
+    Attributes:
+        in_sync: a complete snapshot of the datastore has been taken in.
+        datastore: ``connected``, ``disconnected``, ``resync`` or "" before the first word of the syncer.
+        ready: in sync, and the kernel is as it should be.
+        reasons: why it is not ready.
+        backend: ``nft`` or ``legacy``.
+        applied_at: when the last cycle ended, on the monotonic clock; None before the first.
+        apply_seconds: how long it took.
+        errors: what it could not do; each is tried again.
+        endpoints: state of each local endpoint.
+        drift: the last differences that others caused in the kernel and that were put right.
+    """
+
+    in_sync: bool
+    datastore: str
+    ready: bool
+    reasons: tuple[str, ...]
+    backend: str
+    applied_at: float | None
+    apply_seconds: float
+    errors: tuple[str, ...]
+    endpoints: Mapping[EndpointID, EndpointStatus] = field(default_factory=dict)
+    drift: tuple[Difference, ...] = ()
+
+
+class Felix:
+    """The node agent's policy and routing part. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        config: Mapping[str, str],
+        hostname: str,
+        *,
+        source: ChangeSource | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Touches nothing yet.
+
+        Args:
+            config: local parameters (environment, file) by Felix's name in any case, without ``FELIX_``.
+            hostname: this node's name in the datastore.
+            source: instead of the calculation graph.
+            clock: seconds.
+        """
+        environment = {f"FELIX_{name.upper()}": value for name, value in config.items()}
+        self._graph: ChangeSource = source or Graph(hostname, environment)
+        self._dataplane = Dataplane(FelixConfig.from_parameters(config), clock=clock)
+        self._clock = clock
+        self._wake = asyncio.Event()
+        self._progress = asyncio.Event()
+        self._in_sync = False
+        self._datastore = ""
+        self._started = False
+        self._last: ApplyReport | None = None
+        self._applied_at: float | None = None
+
+    def on_events(self, events: Iterable[SyncEvent]) -> None:
+        """Take a batch from the syncer; returns at once, the kernel follows from ``run``."""
+        for event in events:
+            if isinstance(event, Update):
+                self._graph.on_update(event.key, event.value)
+            elif isinstance(event, InSync):
+                self._graph.on_in_sync()
+                self._in_sync = True
+            elif isinstance(event, Status):
+                self._datastore = event.state
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until cancelled. What is in the kernel stays there.
+
+        Raises:
+            KernelError: iptables, ipset or netlink cannot be used at all.
+        """
+        with Monitor(addresses=False) as monitor:
+            await self._dataplane.start()
+            self._started = True
+            watch = asyncio.create_task(self._watch(monitor))
+            try:
+                await self._work(watch)
+            finally:
+                watch.cancel()
+                self._dataplane.close()
+
+    def status(self) -> FelixStatus:
+        """Present state; cost is linear in the local endpoints."""
+        errors = tuple(self._last.errors) if self._last else ()
+        reasons = []
+        if not self._in_sync:
+            reasons.append("the datastore has not been read completely yet")
+        elif self._graph.datastore_ready is False:
+            reasons.append("ClusterInformation says that the datastore is not ready")
+        elif self._last is None:
+            reasons.append("nothing has been programmed yet")
+        reasons += errors[:3]
+        return FelixStatus(
+            in_sync=self._in_sync,
+            datastore=self._datastore,
+            ready=not reasons,
+            reasons=tuple(reasons),
+            backend=self._dataplane.backend if self._started else "",
+            applied_at=self._applied_at,
+            apply_seconds=self._last.seconds if self._last else 0.0,
+            errors=errors,
+            endpoints=self._dataplane.endpoints() if self._started else {},
+            drift=tuple(self._dataplane.recent_drift),
+        )
+
+    async def wait_programmed(self, endpoint_id: EndpointID, timeout: float, *, nets: Iterable[str] = ()) -> bool:
+        """Wait until policy and routes of an endpoint are in the kernel.
+
+        Args:
+            endpoint_id: which; it need not be known yet.
+            timeout: seconds.
+            nets: addresses that the endpoint must have by then; tells a new endpoint from an old one of the same name.
+
+        Returns:
+            False when the time is up.
+        """
+        wanted = frozenset(nets)
+        deadline = self._clock() + timeout
+        while not self._is_programmed(endpoint_id, wanted):
+            remaining = deadline - self._clock()
+            if remaining <= 0:
+                return False
+            try:
+                await asyncio.wait_for(self._progress.wait(), remaining)
+            except TimeoutError:
+                return self._is_programmed(endpoint_id, wanted)
+        return True
+
+    def _is_programmed(self, identity: EndpointID, nets: frozenset[str]) -> bool:
+        if not self._started:
+            return False
+        status, endpoint = self._dataplane.endpoint_status(identity), self._dataplane.endpoint(identity)
+        return status is not None and endpoint is not None and status.state == "up" and nets <= set(endpoint.nets)
+
+    async def _work(self, watch: asyncio.Task[None]) -> None:
+        while True:
+            await self._wait(self._dataplane.next_deadline())
+            if watch.done():
+                watch.result()
+            await self._gather()
+            report = await self._dataplane.apply()
+            if self._in_sync and self._graph.datastore_ready is not False:
+                self._last, self._applied_at = report, self._clock()
+            self._progress.set()
+            self._progress = asyncio.Event()
+
+    async def _gather(self) -> None:
+        """Hand over what the graph has; hold it for a moment if pods would lose a policy by it."""
+        until: float | None = None
+        while True:
+            self._wake.clear()
+            changes = self._flush()
+            if changes is not None:
+                self._dataplane.update(changes)
+                if until is None and _loosens(changes):
+                    until = self._clock() + HOLD
+            if until is None or self._clock() >= until:
+                return
+            await self._wait(until)
+
+    def _flush(self) -> Changes | None:
+        if self._in_sync and self._graph.datastore_ready is False:
+            return None
+        changes = self._graph.flush()
+        return changes if changes or changes.in_sync else None
+
+    async def _wait(self, deadline: float | None) -> None:
+        """Wait for news, or until ``deadline``."""
+        timeout = None if deadline is None else max(deadline - self._clock(), 0)
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout)
+        except TimeoutError:
+            return
+
+    async def _watch(self, monitor: Monitor) -> None:
+        async for event in monitor:
+            if isinstance(event, Overrun):
+                self._dataplane.resync()
+                self._wake.set()
+            elif isinstance(event, LinkEvent | RouteEvent) and self._dataplane.on_event(event):
+                self._wake.set()
+
+
+def _loosens(changes: Changes) -> bool:
+    """Whether a policy goes while endpoints stay."""
+    return any(policy is None for policy in changes.policies.values()) and any(
+        endpoint is not None for endpoint in changes.endpoints.values()
+    )

@@ -1,0 +1,318 @@
+"""What a pod needs beside rules: its route, its neighbour entry and the sysctls of its interface."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+from typing import Final
+
+from calipy import log
+from calipy.errors import KernelError
+from calipy.felix.config import FelixConfig
+from calipy.felix.dataplane import conntrack
+from calipy.felix.delta import Difference
+from calipy.felix.messages import WorkloadEndpoint
+from calipy.felix.ownership import owns_route
+from calipy.felix.routing import Routing
+from calipy.kernel import sysctl
+from calipy.kernel.links import Link, Links, Neighbour
+from calipy.kernel.monitor import LinkEvent, RouteEvent
+from calipy.kernel.netlink import NetlinkSocket
+from calipy.kernel.routes import RouteFailure, RouteTable, matches
+from calipy.net import PROTO_BGP, Prefix, Route
+
+_logger = log.get("felix.endpoints")
+
+_PROTO_KERNEL: Final = 2
+_MAIN_TABLE: Final = 254
+_SOON: Final = 3.0
+"""Seconds until all routes are read again because somebody added one that we do not know, or something failed."""
+_MANY_INTERFACES: Final = 32
+"""Reading all routes is cheaper than reading those of more interfaces than this one by one."""
+_GONE: Final = frozenset({errno.ENODEV, errno.ENETDOWN, errno.ESRCH})
+"""Errors of an interface that vanished or went down meanwhile: its event is on the way."""
+
+
+class Endpoints:
+    """Routes, neighbours and sysctls of the local workloads in the process's network namespace. Calls do not overlap.
+
+    Netlink calls here block the event loop for microseconds each; full reads go through a worker thread.
+    """
+
+    def __init__(self, config: FelixConfig) -> None:
+        """Open a netlink socket; nothing is read or written yet."""
+        self._config = config
+        self._socket = NetlinkSocket()
+        self._links = Links(self._socket)
+        self._table = RouteTable(self._socket)
+        self._routing = Routing(config)
+        self._endpoints: dict[str, WorkloadEndpoint] = {}
+        self._blocks: set[str] = set()
+        self._up: dict[str, Link] = {}
+        self._actual: dict[Prefix, tuple[Route, ...]] = {}
+        self._unconfigured: set[str] = set()
+        self._unread: set[str] = set()
+        self._own_deletions: Counter[tuple[Prefix, int]] = Counter()
+        self._read_at: float | None = float("-inf")
+        self._read_before = False
+        self._problems: dict[str, str] = {}
+
+    def close(self) -> None:
+        """Close the socket; nothing in the kernel changes."""
+        self._socket.close()
+
+    def reconfigure(self, config: FelixConfig, now: float) -> None:
+        """Take over new parameters: routes are worked out again, only differences get written."""
+        self._config = config
+        self._routing = Routing(config)
+        for endpoint in self._endpoints.values():
+            self._routing.set_endpoint(endpoint)
+        for cidr in self._blocks:
+            self._routing.set_block(cidr, present=True)
+        for name, link in self._up.items():
+            self._routing.set_link(name, link.index, now)
+        self._unconfigured |= self._endpoints.keys()
+        self.resync()
+
+    def set_endpoint(self, interface: str, endpoint: WorkloadEndpoint | None) -> None:
+        """The endpoint that has the interface now, None for none."""
+        if endpoint is None:
+            self._endpoints.pop(interface, None)
+            self._problems.pop(interface, None)
+            self._unconfigured.discard(interface)
+            self._routing.remove_endpoint(interface)
+        elif self._endpoints.get(interface) != endpoint:
+            self._endpoints[interface] = endpoint
+            self._unconfigured.add(interface)
+            self._unread.add(interface)
+            self._routing.set_endpoint(endpoint)
+
+    def set_block(self, cidr: str, *, present: bool) -> None:
+        """A block that is affine to this node, or no longer."""
+        (self._blocks.add if present else self._blocks.discard)(cidr)
+        self._routing.set_block(cidr, present=present)
+
+    def on_link(self, event: LinkEvent, now: float) -> bool:
+        """Note an event; True if it calls for ``write``."""
+        if not self._routing.is_workload(event.name):
+            return False
+        old = self._up.get(event.name)
+        if event.up and old is not None and (old.index, old.mac) == (event.index, event.link.mac):
+            return False
+        if not event.up and old is None:
+            return False
+        self._set_link(event.name, event.link if event.up else None, now)
+        return True
+
+    def on_route(self, event: RouteEvent, now: float) -> bool:
+        """Note an event; True if it calls for ``write`` at once."""
+        if event.table != _MAIN_TABLE or event.protocol in {PROTO_BGP, _PROTO_KERNEL}:
+            return False
+        if event.gone and self._own_deletions[event.dst, event.protocol]:
+            self._own_deletions[event.dst, event.protocol] -= 1
+            return False
+        want = self._routing.desired(event.dst)
+        if want is None and not event.gone:  # perhaps a stray route to a pod; perhaps the CNI plugin's
+            self._read_soon(now)
+            return False
+        if want is None or (event.protocol == want.protocol and not event.gone) or event.dst in self._routing.dirty:
+            return False
+        self.resync()
+        return True
+
+    def resync(self) -> None:
+        """Have the next ``write`` read everything first."""
+        self._read_at = float("-inf")
+
+    def next_deadline(self) -> float | None:
+        """When ``write`` has something to do without any event, on the clock of ``now``."""
+        deadlines = (self._read_at, self._routing.next_deadline())
+        return min((deadline for deadline in deadlines if deadline is not None), default=None)
+
+    def is_up(self, interface: str) -> bool:
+        """Whether the interface exists and can pass packets."""
+        return interface in self._up
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Interfaces whose endpoint is not fully set up → why."""
+        return self._problems
+
+    async def write(self, now: float) -> list[Difference]:
+        """Bring routes, neighbours and sysctls in line. Cost follows what is dirty.
+
+        Returns:
+            Drift: what was found different although nobody had asked for a change.
+
+        Raises:
+            KernelError: the kernel's tables cannot be read. Single refusals are in ``problems``.
+        """
+        ended = self._routing.expire(now)
+        self._unread |= ended
+        if len(self._unread) > _MANY_INTERFACES or (self._read_at is not None and self._read_at <= now):
+            drift = await self._read(now)
+        else:
+            drift = []
+            self._read_interfaces()
+        self._configure_interfaces()
+        await self._write_routes()
+        if self._problems:
+            self._read_soon(now)
+        return drift
+
+    def _read_soon(self, now: float) -> None:
+        self._read_at = now + _SOON if self._read_at is None else min(now + _SOON, self._read_at)
+
+    async def _read(self, now: float) -> list[Difference]:
+        """Read all links and routes; everything becomes dirty."""
+        waiting = frozenset(self._routing.dirty)
+        links, routes = await asyncio.to_thread(lambda: (self._links.list_links(), self._table.dump()))
+        self._read_at = None
+        self._unread.clear()
+        self._own_deletions.clear()
+        self._actual = _by_destination(route for route in routes if self._owns(route))
+        up = {link.name: link for link in links if link.running and self._routing.is_workload(link.name)}
+        for name in self._up.keys() - up.keys():
+            self._set_link(name, None, now)
+        for name, link in up.items():
+            if self._up.get(name) != link:
+                self._set_link(name, link, now)
+        self._unread.clear()
+        self._routing.dirty.update(self._routing.destinations(), self._actual)
+        if not self._read_before:
+            self._read_before = True
+            return []
+        plan = self._routing.plan(self._actual, matches)
+        drift = [Difference("route", str(r.dst), "absent", _shown(r)) for r in plan.delete_first + plan.delete_last]
+        drift += [Difference("route", str(r.dst), _shown(r), "absent or different") for r in plan.replace]
+        return [difference for difference in drift if ipaddress.ip_network(difference.name) not in waiting]
+
+    def _read_interfaces(self) -> None:
+        """Read the routes of interfaces that changed."""
+        if not self._unread:
+            return
+        touched = [p for p, routes in self._actual.items() if any(_interface(r) in self._unread for r in routes)]
+        for prefix in touched:
+            self._actual[prefix] = tuple(r for r in self._actual[prefix] if _interface(r) not in self._unread)
+        for interface in self._unread:
+            for route in self._table.dump(interface=interface):
+                if self._owns(route):
+                    self._actual[route.dst] = (*self._actual.get(route.dst, ()), route)
+                    self._routing.dirty.add(route.dst)
+        self._routing.dirty.update(touched)
+        self._unread.clear()
+
+    def _owns(self, route: Route) -> bool:
+        config = self._config
+        return owns_route(
+            route,
+            config.interface_prefixes,
+            protocol=config.device_route_protocol,
+            remove_external=config.remove_external_routes,
+        )
+
+    def _set_link(self, name: str, link: Link | None, now: float) -> None:
+        if link is None:
+            self._up.pop(name, None)
+        else:
+            self._up[name] = link
+            self._unconfigured.update({name} & self._endpoints.keys())
+        # The kernel drops the routes of a link that goes down without telling, and does not bring them back.
+        self._unread.add(name)
+        self._routing.set_link(name, link.index if link else None, now)
+
+    async def _write_routes(self) -> None:
+        plan = self._routing.plan(self._actual, matches)
+        self._note(self._table.apply(delete=plan.delete_first), plan.delete_first, deleted=True)
+        if plan.forget:
+            await conntrack.forget(plan.forget)
+        self._note(self._table.apply(replace=plan.replace), plan.replace, deleted=False)
+        self._note(self._table.apply(delete=plan.delete_last), plan.delete_last, deleted=True)
+        self._routing.dirty.clear()
+
+    def _note(self, failures: list[RouteFailure], routes: list[Route], *, deleted: bool) -> None:
+        """Record what was done; what failed is looked at again with the next event, or at the next refresh."""
+        failed = {id(failure.route): failure for failure in failures}
+        for route in routes:
+            failure = failed.get(id(route))
+            others = tuple(r for r in self._actual.get(route.dst, ()) if r.key != route.key)
+            if deleted and (failure is None or failure.code in _GONE):
+                self._actual[route.dst] = others
+                self._own_deletions[route.dst, route.protocol] += failure is None
+            elif failure is None:
+                self._actual[route.dst] = (*others, route)
+            if not self._actual.get(route.dst, True):
+                del self._actual[route.dst]
+            if failure is not None and failure.code not in _GONE:
+                _logger.error("cannot write route", route=_shown(route), error=failure.reason)
+                if route.next_hops:
+                    self._problems[route.next_hops[0].interface] = f"route {route.dst}: {failure.reason}"
+
+    def _configure_interfaces(self) -> None:
+        done = set()
+        neighbours: list[Neighbour] = []
+        for interface in sorted(self._unconfigured & self._up.keys()):
+            endpoint = self._endpoints[interface]
+            try:
+                self._write_sysctls(interface, endpoint)
+            except KernelError as error:
+                self._problems[interface] = str(error)
+                continue
+            self._problems.pop(interface, None)
+            done.add(interface)
+            if endpoint.mac and endpoint.admin_up:
+                addresses = (ipaddress.ip_network(net).network_address for net in endpoint.nets)
+                neighbours += (Neighbour(interface, a, endpoint.mac) for a in addresses if isinstance(a, IPv4Address))
+        for entry, code in zip(neighbours, self._links.set_neighbours(neighbours), strict=True):
+            if code and code not in _GONE:
+                self._problems[entry.interface] = f"neighbour {entry.address}: {errno.errorcode.get(code, code)}"
+                done.discard(entry.interface)
+        self._unconfigured -= done
+
+    def _write_sysctls(self, interface: str, endpoint: WorkloadEndpoint) -> None:
+        """Felix's list. The strict check of source addresses is the rule in the raw table, not ``rp_filter``."""
+        spoofing = bool(endpoint.spoof_prefixes and self._config.spoofing_allowed)
+        rp_filter = "0" if spoofing else sysctl.read("net/ipv4/conf/default/rp_filter")
+        _settle(f"net/ipv4/conf/{interface}/route_localnet", "1")
+        try:
+            _settle(f"net/ipv4/neigh/{interface}/proxy_delay", "0")
+        except KernelError as error:
+            _logger.debug("cannot make proxy ARP answer at once", interface=interface, error=str(error))
+        _settle(f"net/ipv4/conf/{interface}/proxy_arp", "1")
+        _settle(f"net/ipv4/conf/{interface}/forwarding", "1")
+        _settle(f"net/ipv4/conf/{interface}/rp_filter", rp_filter)
+        if not self._config.ipv6_support:
+            return
+        try:
+            _settle(f"net/ipv6/conf/{interface}/accept_ra", "0")
+            _settle(f"net/ipv6/conf/{interface}/proxy_ndp", "1")
+            _settle(f"net/ipv6/conf/{interface}/forwarding", "1")
+        except KernelError:
+            if any(":" in net for net in endpoint.nets):
+                raise
+
+
+def _settle(key: str, value: str) -> None:
+    if sysctl.read(key) != value:
+        sysctl.write(key, value)
+
+
+def _by_destination(routes: Iterable[Route]) -> dict[Prefix, tuple[Route, ...]]:
+    found: defaultdict[Prefix, list[Route]] = defaultdict(list)
+    for route in routes:
+        found[route.dst].append(route)
+    return {prefix: tuple(same) for prefix, same in found.items()}
+
+
+def _interface(route: Route) -> str:
+    return route.next_hops[0].interface if route.next_hops else ""
+
+
+def _shown(route: Route) -> str:
+    via = f" dev {route.next_hops[0].interface}" if route.next_hops else ""
+    kind = "" if route.kind == "unicast" else f"{route.kind} "
+    return f"{kind}{route.dst}{via} proto {route.protocol} metric {route.metric}"
