@@ -134,6 +134,7 @@ class _Stream:
         self._stalled = False
         self._heard = self._loop.time()
         self._writing: asyncio.Future[None] | None = None
+        self._ask_again = False
         self._timer = self._loop.call_later(silence / 4, self._check)
 
     def time(self) -> float:
@@ -186,11 +187,13 @@ class _Stream:
             raise UnavailableError(f"etcd at {self._endpoint.url} cancelled the watch: {response.cancel_reason}")
 
     def ask(self) -> None:
-        """Send a progress request, without waiting."""
-        if self._writing is None or self._writing.done():
-            self.asked = True
+        """Send a progress request, without waiting; after the one before if that is still on its way out."""
+        self.asked = True
+        if self._writing is None:
             self._writing = asyncio.ensure_future(self._call.write(PROGRESS))
-            self._writing.add_done_callback(_forget)
+            self._writing.add_done_callback(self._written)
+        else:
+            self._ask_again = True
 
     def close(self) -> None:
         """End the call."""
@@ -222,6 +225,14 @@ class _Stream:
         finally:
             self._reading = False
 
+    def _written(self, writing: asyncio.Future[None]) -> None:
+        # A failed write needs no report: the read beside it fails too, and tells why.
+        failed = writing.cancelled() or writing.exception() is not None
+        self._writing = None
+        if self._ask_again and not failed:
+            self._ask_again = False
+            self.ask()
+
     def _check(self) -> None:
         """Runs every quarter of the time of silence. Time in which nobody reads does not count."""
         now = self._loop.time()
@@ -235,9 +246,3 @@ class _Stream:
         if quiet >= self._silence or self.asked:
             self.ask()
         self._timer = self._loop.call_later(self._silence / 4, self._check)
-
-
-def _forget(writing: asyncio.Future[None]) -> None:
-    """A failed write needs no report: the read beside it fails too, and tells why."""
-    if not writing.cancelled():
-        writing.exception()

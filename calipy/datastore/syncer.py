@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -123,7 +123,7 @@ class Syncer:
         # Deletions newer than the position: a resumed watch may tell older events of their keys again.
         self._gone: dict[str, int] = {}
 
-    async def run(self) -> AsyncIterator[list[SyncEvent]]:
+    async def run(self) -> AsyncGenerator[list[SyncEvent], None]:
         """Batches of events, for ever; each is counted as handed over when it is given out.
 
         Never fails for what the store does: it tells ``Status`` and tries again. Leaving the iteration closes the
@@ -131,11 +131,11 @@ class Syncer:
         """
         while True:
             try:
-                if not self._position:
-                    async for batch in self._list():
-                        yield batch
-                async for batch in self._watch():
-                    yield batch
+                steps = [self._watch()] if self._position else [self._list(), self._watch()]
+                for step in steps:
+                    async with aclosing(step) as batches:
+                        async for batch in batches:
+                            yield batch
             except CompactedError as error:
                 self._position = 0
                 for batch in self._become("resync", str(error)):
@@ -147,7 +147,7 @@ class Syncer:
             self._attempt += 1
             await self._sleep(pause)
 
-    async def _list(self) -> AsyncIterator[list[SyncEvent]]:
+    async def _list(self) -> AsyncGenerator[list[SyncEvent], None]:
         """List every prefix at one revision and hand over what differs from what was handed over before."""
         first = await self._store.list(self._prefixes[0])
         revision = first.revision
@@ -174,7 +174,7 @@ class Syncer:
         self._position = revision
         yield [InSync(revision)]
 
-    async def _watch(self) -> AsyncIterator[list[SyncEvent]]:
+    async def _watch(self) -> AsyncGenerator[list[SyncEvent], None]:
         """Follow the changes since the position until the watch fails."""
         async with aclosing(self._store.watch(self._prefixes, start_revision=self._position + 1)) as batches:
             async for batch in batches:
