@@ -23,7 +23,7 @@ from calipy import clock
 from calipy.datastore.ipam import IPAMConfig
 from calipy.datastore.store import Store
 from calipy.errors import CalipyError, InvalidInputError
-from calipy.ipam import audit, report, snapshot
+from calipy.ipam import audit, report, snapshot, splitting
 from calipy.ipam.allocator import DEFAULTS, Allocator
 
 NOBODY = "calipy-cli"
@@ -64,11 +64,13 @@ class Place:
         store: the datastore.
         defaults: settings for a store without any.
         now: wall clock.
+        settle: seconds to wait for requests under way after a pool was disabled.
     """
 
     store: Store
     defaults: IPAMConfig = DEFAULTS
     now: Callable[[], datetime.datetime] = clock.wall
+    settle: float = 0.5
 
     def allocator(self) -> Allocator:
         """An allocator that owns nothing."""
@@ -147,7 +149,7 @@ def show(show_blocks: bool, address: str | None, show_borrowed: bool, show_confi
       calipy ipam show
       calipy ipam show --show-blocks
       calipy ipam show --ip 10.65.0.7
-    """
+    """  # noqa: D301 - click's mark for "do not wrap" is the character itself
     if address is not None:
         wanted = address
         _do(lambda place: _show_address(place, wanted), form)
@@ -284,7 +286,7 @@ def configure(
     \b
     Examples:
       calipy ipam configure --strictaffinity=true --max-blocks-per-host=4
-    """
+    """  # noqa: D301 - as in show
     _do(
         lambda place: _configure(
             place, strictaffinity, max_blocks_per_host, ip_cooldown_seconds, kubevirt_ip_persistence
@@ -325,6 +327,25 @@ async def _release(place: Place, address: str | None) -> Output:
     if done.unallocated:
         return Output(text=f"{address} is not assigned to anybody", exit_code=1)
     return Output(text=f"released {address}")
+
+
+@command.command()
+@click.argument("number", type=int)
+@click.option("--cidr", default=None, help="CIDR of the pool.")
+@click.option("--name", default=None, help="Name of the pool.")
+def split(number: int, cidr: str | None, name: str | None) -> None:
+    """Cut a pool into NUMBER equal parts (a power of two). The datastore must be locked.
+
+    The parts are called split-<name>-0 and so on; addresses and blocks stay as they are.
+    """
+    if (cidr is None) == (name is None):
+        raise click.UsageError("give either --cidr or --name")
+    _do(lambda place: _split(place, number, cidr, name))
+
+
+async def _split(place: Place, number: int, cidr: str | None, name: str | None) -> Output:
+    parts = await splitting.split(place.store, number, cidr=cidr, name=name, now=place.now, settle=place.settle)
+    return Output(text="split into " + ", ".join(f"{part.name} ({part.spec.cidr})" for part in parts))
 
 
 @command.command()
