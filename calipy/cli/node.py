@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -21,7 +22,7 @@ def command() -> None:
 @click.option("--only", type=click.Choice(["agent", "bgpd"]), help="Run one daemon alone, in the foreground.")
 @click.option("--config", "config_file", default=None, help="Datastore configuration file (calicoctl.cfg).")
 def run(only: str | None, config_file: str | None) -> None:
-    """Run the node: the agent (policy, IPAM, pods) and bgpd (BGP), each restarted when it ends.
+    r"""Run the node: the agent (policy, IPAM, pods) and bgpd (BGP), each restarted when it ends.
 
     Configured as calico/node is, by the environment: NODENAME, ETCD_ENDPOINTS, IP, IP_AUTODETECTION_METHOD, AS,
     CALICO_IPV4POOL_CIDR, FELIX_… and so on. Starts before etcd is reachable and before interfaces exist. SIGTERM ends
@@ -52,7 +53,7 @@ def run(only: str | None, config_file: str | None) -> None:
 @command.command()
 @click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True)
 def status(output: str) -> None:
-    """Show this node's daemons and its BGP peers.
+    r"""Show this node's daemons and its BGP peers.
 
     \b
     Examples:
@@ -63,7 +64,7 @@ def status(output: str) -> None:
     from calipy.node import status as node_status  # noqa: PLC0415
 
     state = node_status.read()
-    print(node_status.text(state) if output == "text" else render.document(state.document(), output), end="")
+    print(node_status.text(state).rstrip() if output == "text" else render.structured(state.document(), output))
     if state.agent is None and state.bgpd is None:
         sys.exit(1)
 
@@ -80,11 +81,12 @@ def health(output: str) -> None:
 
     settings = NodeSettings.from_environment(os.environ)
     ready, table = node_status.readiness(settings.health_host, settings.health_port)
-    bgpd = node_status.read().bgpd if settings.networking else {"ready": True}
-    bgp_ready = bgpd is not None and bool(bgpd.get("ready"))
-    reasons = "no answer" if bgpd is None else "; ".join(bgpd.get("reasons", []))
+    nothing: dict[str, Any] = {"ready": True, "reasons": []}
+    bgpd = node_status.read().bgpd if settings.networking else nothing
+    bgp_ready = bgpd is not None and bool(bgpd["ready"])
+    reasons = "no answer" if bgpd is None else "; ".join(map(str, bgpd["reasons"]))
     if output == "json":
-        print(render.document({"ready": ready and bgp_ready, "agent": table, "bgpd": reasons}, "json"), end="")
+        print(render.structured({"ready": ready and bgp_ready, "agent": table, "bgpd": reasons}, "json"))
     else:
         print(table, end="")
         print(f"bgpd: {'ready' if bgp_ready else f'not ready: {reasons}'}")

@@ -2,7 +2,7 @@
 
     etcd ─► Syncer ─► Felix (graph, dataplane)      kernel
                  └──► Allocator's view of the pools and blocks
-    CLI, CNI ─► agent.sock ─► Workloads ─► PodNetwork ─► Allocator, veth, endpoint in etcd (and back through the Syncer)
+    CLI, CNI ─► agent.sock ─► Workloads ─► PodNetwork ─► Allocator, veth, endpoint in etcd (back through the Syncer)
 
 The agent starts whatever is missing: etcd unreachable, no address on any interface yet. It says so in ``/readiness`` and
 goes on trying. SIGTERM ends it and leaves routes, rules, sets and pods as they are.
@@ -13,21 +13,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from calipy import api_client, clock, log
 from calipy.api import Server
 from calipy.cni.pod import PodNetwork
 from calipy.cni.workloads import Workloads
+from calipy.datastore import keys
 from calipy.datastore.client import Client
 from calipy.datastore.connect import EtcdConfig, connect
-from calipy.datastore.keys import AGENT_PREFIXES
-from calipy.datastore.syncer import InSync, Status, SyncEvent, Syncer, Update
-from calipy.errors import CalipyError
-from calipy.felix.daemon import Felix
+from calipy.datastore.syncer import InSync, Status, Syncer, SyncEvent, Update
+from calipy.errors import CalipyError, DatastoreError
+from calipy.felix.daemon import Felix, FelixStatus
 from calipy.ipam.allocator import Allocator
-from calipy.node import host, startup
+from calipy.node import host, startup, tunnels
 from calipy.node.health import Health, HealthServer
 from calipy.node.settings import NodeSettings
 
@@ -35,50 +36,139 @@ logger = log.get("agent")
 
 STARTUP_RETRY_SECONDS = 1.0
 WATCHDOG_SECONDS = 90.0
-TICK_SECONDS = 1.0
+"""Felix's DataplaneWatchdogTimeout: a main loop that says nothing for so long is dead."""
+
+
+def prefixes(node: str) -> tuple[str, ...]:
+    """What the agent follows in the datastore: all resources, the blocks, and this node's own claims."""
+    return (keys.RESOURCES, keys.BLOCKS, keys.affinity_prefix(node), keys.IPAM_CONFIG)
 
 
 class Agent:
-    """Everything the agent owns."""
+    """Everything the agent owns. Works in the network namespace of its process."""
 
     def __init__(self, settings: NodeSettings, etcd: EtcdConfig) -> None:
         self.settings = settings
-        self.started_at = clock.wall()
+        self.since = clock.wall()
         self.store = connect(etcd)
         self.client = Client(self.store)
         self.felix = Felix(settings.felix, settings.name)
         self.allocator = Allocator(self.store, settings.name)
+        self.syncer = Syncer(self.store, prefixes(settings.name))
         pods = PodNetwork(self.client, self.allocator, self.felix, settings.name)
         self.workloads = Workloads(pods, self.client, settings.name)
         self.health = Health()
-        self.syncer = Syncer(self.store, AGENT_PREFIXES)
-        self.api = Server(
-            api_client.agent_socket(), {"status": self.status, **self.workloads.handlers()}
-        )
+        self._datastore_problem = "not connected yet"
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
-        """Run until SIGTERM or SIGINT; 0. Ends with an exception only if one of the parts has a bug."""
+        """Run until SIGTERM or SIGINT: 0; 1 if one of the parts failed, so that the supervisor starts us again."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         for name, timeout in (("startup", 0.0), ("datastore", 0.0), ("felix", WATCHDOG_SECONDS)):
             self.health.register(name, timeout=timeout)
-        server = HealthServer(self.health, host=self.settings.health_host, port=self.settings.health_port, refresh=self.refresh)
-        await self.api.start()
-        if self.settings.health_enabled:
+        settings = self.settings
+        server = HealthServer(self.health, host=settings.health_host, port=settings.health_port, refresh=self._report)
+        if settings.health_enabled:
             await server.start()
-        parts = [self._announce_node(), self._follow_datastore(), self.felix.run(), self._tick()]
-        tasks = [asyncio.create_task(self._guard(part)) for part in parts]
-        stop = asyncio.create_task(self._stop.wait())
-        done, _ = await asyncio.wait({stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
-        await self.api.close()
+        api = Server(api_client.agent_socket(), {"status": self.status, **self.workloads.handlers()})
+        parts = (self._announce_node(), self._follow_datastore(), self.felix.run(), self._stop.wait())
+        async with api:
+            tasks = [asyncio.create_task(part) for part in parts]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
         await server.stop()
-        for task in (stop, *tasks):
-            task.cancel()
-        await asyncio.gather(stop, *tasks, return_exceptions=True)
         await self.store.close()
-        failed = [t for t in done - {stop} if t.exception() is not None]
-        for task in failed:
-            logger.error("a part of the agent failed", exc_info=task.exception())
-        return 1 if failed else 0
+        failures = [r for r in results if isinstance(r, Exception)]
+        for failure in failures:
+            logger.error("a part of the agent failed", exc_info=failure)
+        return 1 if failures else 0
+
+    async def _announce_node(self) -> None:
+        """Node start-up until it succeeds; then again and again where addresses are to be detected."""
+        said = ""
+        while True:
+            try:
+                await startup.start(self.client, self.settings, host.read())
+                if self.settings.networking:
+                    await tunnels.ensure(self.client, self.allocator, self.settings.name)
+                self.health.report("startup", ready=True, detail=f"node {self.settings.name} is in the datastore")
+                said = ""
+                await asyncio.sleep(self.settings.poll_interval)
+            except CalipyError as error:
+                if str(error) != said:
+                    logger.warning("cannot register the node yet", reason=str(error))
+                said = str(error)
+                if not isinstance(error, DatastoreError):
+                    self.health.report("startup", ready=False, detail=said)
+                await asyncio.sleep(STARTUP_RETRY_SECONDS)
+
+    async def _follow_datastore(self) -> None:
+        async for batch in self.syncer.run():
+            self._on_events(batch)
+
+    def _on_events(self, batch: Sequence[SyncEvent]) -> None:
+        for event in batch:
+            match event:
+                case Update():
+                    self.allocator.observe(event)
+                case InSync():
+                    self.allocator.in_sync()
+                    self._datastore_problem = ""
+                case Status(state="connected"):
+                    self._datastore_problem = ""
+                case Status(detail=detail):
+                    self.allocator.out_of_sync()
+                    self._datastore_problem = detail or "listing the datastore anew"
+        self.felix.on_events(batch)
+
+    # Answers
+
+    def _report(self) -> None:
+        """Bring the reporters that have no loop of their own up to date."""
+        problem = self._datastore_problem
+        self.health.report("datastore", ready=not problem, detail=problem or "in sync")
+        felix = self.felix.status()
+        self.health.report(
+            "felix", ready=felix.ready, detail="; ".join(felix.reasons) or "the kernel is as it should be"
+        )
+
+    async def status(self, _: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer to ``status``."""
+        self._report()
+        felix = self.felix.status()
+        return {
+            "pid": os.getpid(),
+            "node": self.settings.name,
+            "since": clock.rfc3339(self.since),
+            "ready": self.health.ready,
+            "reasons": [f"{line.name}: {line.detail}" for line in self.health.lines() if not line.ready],
+            "felix": felix_document(felix),
+            "undecodable": {path: str(error) for path, error in self.syncer.problems.items()},
+        }
+
+
+def felix_document(status: FelixStatus) -> dict[str, Any]:
+    """Felix's status as the API tells it."""
+    return {
+        "in_sync": status.in_sync,
+        "datastore": status.datastore,
+        "backend": status.backend,
+        "last_apply_ms": round(status.apply_seconds * 1000, 1),
+        "errors": list(status.errors),
+        "endpoints": {
+            f"{identity.workload}/{identity.endpoint}": {"state": endpoint.state, "cause": endpoint.cause}
+            for identity, endpoint in status.endpoints.items()
+        },
+        "drift": [str(difference) for difference in status.drift],
+    }
+
+
+async def run(settings: NodeSettings, config_file: str | None) -> int:
+    """Run the agent until it is told to stop; its exit status. Raises ``InvalidInputError`` for a bad configuration."""
+    path = Path(config_file) if config_file else None
+    etcd = EtcdConfig.from_environment(os.environ, config_file=path)
+    return await Agent(settings, etcd).run()

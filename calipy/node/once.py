@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from calipy.datastore.client import Client
-from calipy.datastore.connect import configuration, connect
+from calipy.datastore.connect import EtcdConfig, connect
 from calipy.ipam.allocator import Allocator
 from calipy.node import host, tunnels
 from calipy.node import startup as node_startup
@@ -15,7 +17,8 @@ from calipy.node.settings import NodeSettings
 
 @asynccontextmanager
 async def _client(config_file: str | None) -> AsyncIterator[Client]:
-    store = connect(configuration(config_file))
+    path = Path(config_file) if config_file else None
+    store = connect(EtcdConfig.from_environment(os.environ, config_file=path))
     try:
         yield Client(store)
     finally:

@@ -81,18 +81,20 @@ def text(status: NodeStatus) -> str:
     if status.agent is None:
         lines.append(f"calipy agent does not answer: {status.agent_problem}")
     else:
-        felix = status.agent.get("felix", {})
-        state = "ready" if status.agent.get("ready") else f"not ready: {'; '.join(status.agent.get('reasons', []))}"
+        endpoints = status.agent["felix"]["endpoints"].values()
+        up = sum(endpoint["state"] == "up" for endpoint in endpoints)
         lines.append(
-            f"calipy agent is running (pid {status.agent['pid']}), {state}; "
-            f"{felix.get('endpoints', 0)} local endpoints, {felix.get('policies', 0)} active policies."
+            f"calipy agent is running (pid {status.agent['pid']}), {_state(status.agent)}; "
+            f"{up} of {len(endpoints)} local endpoints up."
         )
     if status.bgpd is None:
         lines.append(f"calipy bgpd does not answer: {status.bgpd_problem}")
         return "\n".join(lines) + "\n"
-    state = "ready" if status.bgpd.get("ready") else f"not ready: {'; '.join(status.bgpd.get('reasons', []))}"
-    lines.append(
-        f"calipy bgpd is running (pid {status.bgpd['pid']}, ExaBGP pid {status.bgpd.get('exabgp_pid') or '-'}), {state}."
-    )
+    speaker = status.bgpd["exabgp_pid"] or "not running"
+    lines.append(f"calipy bgpd is running (pid {status.bgpd['pid']}, ExaBGP {speaker}), {_state(status.bgpd)}.")
     peers = status.bgpd.get("peers", [])
     return "\n".join(lines) + f"\n\n{peer_table(peers, 4)}\n{peer_table(peers, 6)}"
+
+
+def _state(answer: dict[str, Any]) -> str:
+    return "ready" if answer["ready"] else f"not ready: {'; '.join(answer['reasons'])}"

@@ -1,13 +1,13 @@
 """Tunnel addresses: where an enabled pool with an encapsulation selects this node, the node needs one address of it.
 
-Mirrors calico/node's ``allocate-tunnel-addrs``: the address is assigned for use ``Tunnel`` under a handle of its own, then
-written into the Node; with no such pool it is given back and the field cleared.
+Mirrors calico/node's ``allocate-tunnel-addrs``: the address is assigned for use ``Tunnel`` under a handle of its own,
+then written into the Node; with no such pool it is given back and the field cleared.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -68,9 +68,7 @@ async def ensure(client: Client, allocator: Allocator, node_name: str) -> None:
         raise
 
 
-def usable_pools(
-    pools: Sequence[Resource[IPPoolSpec, Any]], kind: TunnelKind, labels: Mapping[str, str]
-) -> list[str]:
+def usable_pools(pools: Iterable[Resource[IPPoolSpec, Any]], kind: TunnelKind, labels: Mapping[str, str]) -> list[str]:
     """CIDRs of the enabled pools with this encapsulation that select the node and may be used for tunnels (pure)."""
     result = []
     for pool in pools:
@@ -117,7 +115,8 @@ async def _settle(
         return ""
     if address:
         owner = await _owner(allocator, address)
-        ours = owner is not None and owner.secondary.get("type") == kind.type and owner.secondary.get("node") == node
+        said = (owner.secondary if owner else None) or {}
+        ours = said.get("type") == kind.type and said.get("node") == node
         inside = any(ipaddress.ip_address(address) in ipaddress.ip_network(cidr) for cidr in usable)
         if ours and inside:
             return address
