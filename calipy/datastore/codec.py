@@ -15,6 +15,7 @@ import msgspec
 from calipy.datastore import gojson
 from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, IPAMConfigKey, Key, ResourceKey, path
 from calipy.datastore.kinds.meta import API_VERSION, ObjectMeta, Resource
+from calipy.datastore.policynames import NAMED_POLICIES, note_policy_name, show_policy_name
 from calipy.datastore.resources import KINDS
 from calipy.errors import InvalidInputError, UndecodableError
 
@@ -69,7 +70,7 @@ def decode_resource(key: ResourceKey, value: bytes, revision: int) -> Resource[A
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UndecodableError(f"not JSON: {error}", key=path(key)) from None
     msgspec.structs.force_setattr(resource, "revision", revision)
-    return resource
+    return show_policy_name(resource, path(key)) if key.kind in NAMED_POLICIES else resource
 
 
 def _decode_carefully(key: ResourceKey, value: bytes) -> Resource[Any, Any]:
@@ -82,15 +83,15 @@ def _decode_carefully(key: ResourceKey, value: bytes) -> Resource[Any, Any]:
         raise UndecodableError(error.args[0], key=path(key)) from error
 
 
-def read_document(document: Any, kind: str, *, refuse_unknown: bool = False) -> Resource[Any, Any]:
-    """A resource of a known kind from parsed JSON or YAML.
+def read_document(document: Any, kind: str) -> Resource[Any, Any]:
+    """A resource of a known kind from parsed JSON.
 
     Raises:
-        InvalidInputError: a wrong type or kind; with ``refuse_unknown`` also a member nobody knows.
+        InvalidInputError: a wrong type or kind.
     """
     if not isinstance(document, dict):
         raise InvalidInputError("must be an object", field="", value=document)
-    resource: Resource[Any, Any] = gojson.read(KINDS[kind].resource, document, refuse_unknown=refuse_unknown)
+    resource: Resource[Any, Any] = gojson.read(KINDS[kind].resource, document)
     if resource.kind != kind:
         raise InvalidInputError(f"must be {kind}", field="kind", value=resource.kind)
     return resource
@@ -113,8 +114,13 @@ def encode(value: Value) -> bytes:
             return ipam.encode_config(value)
 
 
-def write_resource(resource: Resource[Any, Any]) -> dict[str, Any]:
-    """The JSON object to store: without the revision, with the status where the kind always has one."""
+def write_resource(resource: Resource[Any, Any], *, note_name: bool = True) -> dict[str, Any]:
+    """The JSON object to store: without the revision, with the status where the kind always has one.
+
+    ``note_name=False`` leaves out the annotation that policies are stored with (what people see).
+    """
+    if note_name and resource.kind in NAMED_POLICIES:
+        resource = note_policy_name(resource)
     document: dict[str, Any] = gojson.write(resource)
     document.pop("resourceVersion", None)
     document["metadata"].pop("resourceVersion", None)

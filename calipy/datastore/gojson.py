@@ -45,6 +45,9 @@ class Member:
     type: Any
     """The type without ``Annotated`` and ``| None``."""
 
+    item_marks: tuple[Any, ...]
+    """Marks of the items of a list."""
+
 
 @cache
 def members(struct: type[GoStruct]) -> tuple[Member, ...]:
@@ -70,6 +73,7 @@ def members(struct: type[GoStruct]) -> tuple[Member, ...]:
                 default,
                 marks,
                 base,
+                unwrap(typing.get_args(base)[0])[1] if typing.get_origin(base) is tuple else (),
             )
         )
     return tuple(result)
@@ -107,23 +111,65 @@ def unwrap(hint: Any, arguments: dict[Any, Any] | None = None) -> tuple[Any, tup
             return hint, marks, pointer
 
 
-def read(struct: type[T], value: Any, path: str = "", *, refuse_unknown: bool = False) -> T:
+def read(struct: type[T], value: Any, path: str = "") -> T:
     """A struct from parsed JSON.
 
     Args:
         struct: a ``GoStruct`` class.
         value: parsed JSON.
         path: where it stands, for messages.
-        refuse_unknown: raise for a member that nobody knows instead of keeping it (files people write).
 
     Raises:
         InvalidInputError: a value of the wrong type; ``field`` is its path.
     """
-    result = _read_struct(cast("type[GoStruct]", struct), value, path)
-    if refuse_unknown:
-        for where in unknown_members(result, path):
-            raise InvalidInputError("no such field", field=where, remedy="check the spelling and the kind")
-    return cast("T", result)
+    return cast("T", _read_struct(cast("type[GoStruct]", struct), value, path))
+
+
+def texts_from_scalars(struct: type[GoStruct], value: Any) -> Any:
+    """Parsed YAML with numbers and booleans as texts wherever the struct wants a text.
+
+    People write ``version: 5`` in files; calicoctl's YAML reader takes it as ``"5"`` (ghodss/yaml), stored JSON is not
+    treated so.
+    """
+    if not isinstance(value, dict):
+        return value
+    folded = _by_folded_name(struct)
+    return {
+        name: _texts(member.type, item, plain=_is_plain(member.marks)) if member else item
+        for name, item in value.items()
+        for member in [folded.get(str(name).casefold())]
+    }
+
+
+def _is_plain(marks: tuple[Any, ...]) -> bool:
+    return not any(isinstance(mark, Form) for mark in marks)
+
+
+def _texts(base: Any, value: Any, *, plain: bool = True) -> Any:
+    if base is str and plain and isinstance(value, bool | int | float):
+        return (
+            str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+        )
+    if isinstance(value, dict) and isinstance(_origin(base), type) and issubclass(_origin(base), GoStruct):
+        return texts_from_scalars(base, value)
+    if isinstance(value, list) and typing.get_origin(base) is tuple:
+        item, marks, _pointer = unwrap(typing.get_args(base)[0])
+        return [_texts(item, entry, plain=_is_plain(marks)) for entry in value]
+    if isinstance(value, dict) and typing.get_origin(base) is dict:
+        return {name: _texts(typing.get_args(base)[1], entry) for name, entry in value.items()}
+    return value
+
+
+def without_unknown(value: T) -> T:
+    """The same without the members that nobody knows."""
+    if isinstance(value, GoStruct):
+        changes = {
+            member.attribute: without_unknown(getattr(value, member.attribute)) for member in members(type(value))
+        }
+        return cast("T", msgspec.structs.replace(value, unknown=None, **changes))
+    if isinstance(value, tuple):
+        return cast("T", tuple([without_unknown(item) for item in value]))
+    return value
 
 
 def unknown_members(value: Any, path: str = "") -> Iterable[str]:

@@ -87,8 +87,18 @@ class Length:
 
 
 @dataclass(frozen=True, slots=True)
+class Unique:
+    """Schema: no item twice."""
+
+
+@dataclass(frozen=True, slots=True)
 class Required:
     """Schema: must be present in the written form."""
+
+
+def any_case(*values: str) -> Pattern:
+    """One of these texts, in any case, or the empty text."""
+    return Pattern(rf"(?i)^({'|'.join(values)})?$")
 
 
 def enum(*values: str) -> Enum:

@@ -20,7 +20,7 @@ from calipy.datastore.kinds.base import (
     enum,
 )
 
-LOG_LEVEL = Pattern(r"^(?i)(Trace|Debug|Info|Warning|Error|Fatal)?$")
+LogLevel = Annotated[str, Pattern(r"(?i)^(Trace|Debug|Info|Warning|Error|Fatal)?$")]
 RoutePriority = Annotated[int | None, Range(1, 2147483646)]
 
 
@@ -64,10 +64,10 @@ class BGPConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     Attributes:
         node_to_node_mesh_enabled: None is True.
         as_number: None is 64512.
-        listen_port: None is 179.
+        listen_port: 0 is 179.
     """
 
-    log_severity_screen: str = ""
+    log_severity_screen: LogLevel = ""
     node_to_node_mesh_enabled: bool | None = None
     as_number: ASNumber | None = None
     service_load_balancer_ips: tuple[CIDRBlock, ...] = msgspec.field(default=(), name="serviceLoadBalancerIPs")
@@ -76,7 +76,7 @@ class BGPConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     service_load_balancer_aggregation: Annotated[str | None, enum("Enabled", "Disabled")] = None
     communities: tuple[Community, ...] = ()
     prefix_advertisements: tuple[PrefixAdvertisement, ...] = ()
-    listen_port: Annotated[UInt16 | None, Range(1, 65535)] = None
+    listen_port: UInt16 = 0
     node_mesh_password: BGPPassword | None = None
     node_mesh_max_restart_time: Duration | None = None
     bind_mode: Annotated[str | None, enum("None", "NodeIP")] = None

@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from calipy.datastore.kinds.base import Always, Duration, GoStruct, Int32, Length, Range, Timestamp, UInt32, enum
+from calipy.datastore.kinds.base import Always, Duration, GoStruct, Int32, Range, Required, Timestamp, UInt32, enum
+from calipy.datastore.kinds.bgp import LogLevel
 
 Switch = Annotated[str | None, enum("Enabled", "Disabled")]
 
@@ -78,10 +79,10 @@ class ControllersConfig(GoStruct, frozen=True, kw_only=True):
 class KubeControllersConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     """Settings of kube-controllers."""
 
-    log_severity_screen: str = ""
+    log_severity_screen: LogLevel = ""
     health_checks: Annotated[str, enum("Enabled", "Disabled")] = ""
     etcd_v3_compaction_period: Duration | None = None
-    prometheus_metrics_port: int | None = None
+    prometheus_metrics_port: Annotated[int | None, Range(0, 65535)] = None
     controllers: ControllersConfig = ControllersConfig()
     debug_profile_port: Int32 | None = None
 
@@ -95,8 +96,8 @@ class CalicoNodeStatusSpec(GoStruct, frozen=True, kw_only=True):
     """Which report a node is asked for, and how often (0 = once)."""
 
     node: str = ""
-    classes: Annotated[tuple[Annotated[str, enum("Agent", "BGP", "Routes")], ...], Length(low=1)] = ()
-    update_period_seconds: Annotated[UInt32 | None, Range(0, 86400)] = None
+    classes: tuple[Annotated[str, enum("Agent", "BGP", "Routes")], ...] = ()
+    update_period_seconds: Annotated[UInt32 | None, Required(), Range(0, 86400)] = None
 
 
 class BGPDaemonStatus(GoStruct, frozen=True, kw_only=True):

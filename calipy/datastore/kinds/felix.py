@@ -6,7 +6,21 @@ from typing import Annotated
 
 import msgspec
 
-from calipy.datastore.kinds.base import Always, Duration, GoStruct, Port, UInt16, UInt32, enum
+from calipy.datastore.kinds.base import (
+    Always,
+    Duration,
+    GoStruct,
+    Pattern,
+    Port,
+    Range,
+    UInt16,
+    UInt32,
+    any_case,
+    enum,
+)
+from calipy.datastore.kinds.bgp import LogLevel, RoutePriority
+
+FLAGS = r"^([a-zA-Z0-9_-]+=(true|false|)(,|\Z))*\Z"
 
 
 class ProtoPort(GoStruct, frozen=True, kw_only=True):
@@ -61,11 +75,11 @@ class FelixConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     iptables_lock_file_path: str = ""
     iptables_lock_timeout: Duration | None = None
     iptables_lock_probe_interval: Duration | None = None
-    feature_detect_override: str = ""
-    feature_gates: str = ""
+    feature_detect_override: Annotated[str, Pattern(FLAGS)] = ""
+    feature_gates: Annotated[str, Pattern(FLAGS)] = ""
     ipsets_refresh_interval: Duration | None = None
     max_ipset_size: int | None = None
-    iptables_backend: Annotated[str | None, enum("Legacy", "NFT", "Auto")] = None
+    iptables_backend: Annotated[str | None, any_case("Legacy", "NFT", "Auto")] = None
     xdp_refresh_interval: Duration | None = None
     netlink_timeout: Duration | None = None
     metadata_addr: str = ""
@@ -73,18 +87,18 @@ class FelixConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     openstack_region: str = ""
     interface_prefix: str = ""
     interface_exclude: str = ""
-    chain_insert_mode: Annotated[str, enum("Insert", "Append")] = ""
-    default_endpoint_to_host_action: Annotated[str, enum("Drop", "Accept", "Return")] = ""
-    iptables_filter_allow_action: Annotated[str, enum("Accept", "Return")] = ""
-    iptables_mangle_allow_action: Annotated[str, enum("Accept", "Return")] = ""
-    iptables_filter_deny_action: Annotated[str, enum("Drop", "Reject")] = ""
-    log_prefix: str = ""
-    log_action_rate_limit: str | None = None
+    chain_insert_mode: Annotated[str, any_case("Insert", "Append")] = ""
+    default_endpoint_to_host_action: Annotated[str, any_case("Drop", "Accept", "Return")] = ""
+    iptables_filter_allow_action: Annotated[str, any_case("Accept", "Return")] = ""
+    iptables_mangle_allow_action: Annotated[str, any_case("Accept", "Return")] = ""
+    iptables_filter_deny_action: Annotated[str, any_case("Drop", "Reject")] = ""
+    log_prefix: Annotated[str, Pattern(r"^[a-zA-Z0-9%: /_-]*\Z")] = ""
+    log_action_rate_limit: Annotated[str | None, Pattern(r"^[1-9]\d{0,3}/(second|minute|hour|day)\Z")] = None
     log_action_rate_limit_burst: int | None = None
     log_file_path: str = ""
-    log_severity_file: str = ""
-    log_severity_screen: str = ""
-    log_severity_sys: str = ""
+    log_severity_file: LogLevel = ""
+    log_severity_screen: LogLevel = ""
+    log_severity_sys: LogLevel = ""
     log_debug_filename_regex: str = ""
     ipip_enabled: bool | None = None
     ipip_mtu: int | None = msgspec.field(default=None, name="ipipMTU")
@@ -107,7 +121,7 @@ class FelixConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     health_port: int | None = None
     health_timeout_overrides: tuple[HealthTimeoutOverride, ...] = ()
     prometheus_metrics_enabled: bool | None = None
-    prometheus_metrics_host: str = ""
+    prometheus_metrics_host: Annotated[str, Pattern(r"^[a-zA-Z0-9:._+-]{1,64}\Z")] = ""
     prometheus_metrics_port: int | None = None
     prometheus_go_metrics_enabled: bool | None = None
     prometheus_process_metrics_enabled: bool | None = None
@@ -148,9 +162,9 @@ class FelixConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     generic_xdp_enabled: bool | None = msgspec.field(default=None, name="genericXDPEnabled")
     nftables_mode: Annotated[str | None, enum("Disabled", "Enabled", "Auto")] = None
     nftables_refresh_interval: Duration | None = None
-    nftables_filter_allow_action: Annotated[str, enum("Accept", "Return")] = ""
-    nftables_mangle_allow_action: Annotated[str, enum("Accept", "Return")] = ""
-    nftables_filter_deny_action: Annotated[str, enum("Drop", "Reject")] = ""
+    nftables_filter_allow_action: Annotated[str, any_case("Accept", "Return")] = ""
+    nftables_mangle_allow_action: Annotated[str, any_case("Accept", "Return")] = ""
+    nftables_filter_deny_action: Annotated[str, any_case("Drop", "Reject")] = ""
     nftables_mark_mask: UInt32 | None = None
     nftables_flow_table_offload: Annotated[str | None, enum("Enabled", "Disabled")] = None
     bpf_enabled: bool | None = None
@@ -158,8 +172,8 @@ class FelixConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     bpf_jit_hardening: Annotated[str | None, enum("Auto", "Strict")] = msgspec.field(
         default=None, name="bpfJITHardening"
     )
-    bpf_log_level: Annotated[str, Always(), enum("Off", "Info", "Debug")] = ""
-    bpf_conntrack_log_level: Annotated[str, enum("Off", "Debug")] = ""
+    bpf_log_level: Annotated[str, Always(), any_case("Off", "Info", "Debug")] = ""
+    bpf_conntrack_log_level: Annotated[str, any_case("Off", "Debug")] = ""
     bpf_conntrack_mode: Annotated[str | None, enum("Auto", "Userspace", "BPFProgram")] = None
     bpf_conntrack_timeouts: BPFConntrackTimeouts | None = None
     bpf_log_filters: dict[str, str] | None = None
@@ -171,7 +185,7 @@ class FelixConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     bpf_host_networked_nat_without_ctlb: Annotated[str | None, enum("Enabled", "Disabled")] = msgspec.field(
         default=None, name="bpfHostNetworkedNATWithoutCTLB"
     )
-    bpf_external_service_mode: Annotated[str, enum("Tunnel", "DSR")] = ""
+    bpf_external_service_mode: Annotated[str, any_case("Tunnel", "DSR")] = ""
     bpf_dsr_optout_cidrs: tuple[str, ...] | None = msgspec.field(default=None, name="bpfDSROptoutCIDRs")
     bpf_ext_to_service_connmark: int | None = None
     bpf_kube_proxy_iptables_cleanup_enabled: bool | None = None
@@ -179,7 +193,7 @@ class FelixConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     bpf_kube_proxy_healthz_port: int | None = None
     bpf_kube_proxy_endpoint_slices_enabled: bool | None = None
     bpf_host_conntrack_bypass: bool | None = None
-    bpf_enforce_rpf: Annotated[str, enum("Disabled", "Strict", "Loose")] = msgspec.field(
+    bpf_enforce_rpf: Annotated[str, any_case("Disabled", "Strict", "Loose")] = msgspec.field(
         default="", name="bpfEnforceRPF"
     )
     bpf_policy_debug_enabled: bool | None = None
@@ -204,19 +218,19 @@ class FelixConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     bpf_istio_dscp: int | None = msgspec.field(default=None, name="bpfIstioDSCP")
     bpf_host_networked_nat: str | None = msgspec.field(default=None, name="bpfHostNetworkedNAT")
     bpf_psnat_ports: Port | None = msgspec.field(default=None, name="bpfPSNATPorts")
-    route_source: Annotated[str, enum("WorkloadIPs", "CalicoIPAM")] = ""
+    route_source: Annotated[str, any_case("WorkloadIPs", "CalicoIPAM")] = ""
     route_table_ranges: tuple[RouteTableRange, ...] | None = None
     route_table_range: RouteTableRange | None = None
     route_sync_disabled: bool | None = None
-    ipv4_normal_route_priority: int | None = None
-    ipv4_elevated_route_priority: int | None = None
-    ipv6_normal_route_priority: int | None = None
-    ipv6_elevated_route_priority: int | None = None
+    ipv4_normal_route_priority: RoutePriority = None
+    ipv4_elevated_route_priority: RoutePriority = None
+    ipv6_normal_route_priority: RoutePriority = None
+    ipv6_elevated_route_priority: RoutePriority = None
     live_migration_route_convergence_time: Duration | None = None
     wireguard_enabled: bool | None = None
     wireguard_enabled_v6: bool | None = None
-    wireguard_listening_port: int | None = None
-    wireguard_listening_port_v6: int | None = None
+    wireguard_listening_port: Annotated[int | None, Range(1, 65535)] = None
+    wireguard_listening_port_v6: Annotated[int | None, Range(1, 65535)] = None
     wireguard_routing_rule_priority: int | None = None
     wireguard_interface_name: str = ""
     wireguard_interface_name_v6: str = ""
@@ -232,7 +246,7 @@ class FelixConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     floating_ips: Annotated[str | None, enum("Enabled", "Disabled")] = msgspec.field(default=None, name="floatingIPs")
     windows_manage_firewall_rules: Annotated[str | None, enum("Enabled", "Disabled")] = None
     cgroup_v2_path: str = ""
-    go_gc_threshold: int | None = msgspec.field(default=None, name="goGCThreshold")
+    go_gc_threshold: Annotated[int | None, Range(low=-1)] = msgspec.field(default=None, name="goGCThreshold")
     go_memory_limit_mb: int | None = msgspec.field(default=None, name="goMemoryLimitMB")
     go_max_procs: int | None = None
     flow_logs_flush_interval: Duration | None = None

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from calipy.datastore.kinds.base import Always, GoStruct, Length, enum
+from calipy.datastore.kinds.base import Always, GoStruct, Length, Unique, enum
 from calipy.datastore.kinds.rules import Rule
 
-Types = Annotated[tuple[Annotated[str, enum("Ingress", "Egress")], ...], Length(high=2)]
-Hints = tuple[Annotated[str, enum("AssumeNeededOnEveryNode")], ...]
+Types = Annotated[tuple[Annotated[str, enum("Ingress", "Egress")], ...], Length(high=2), Unique()]
+Hints = Annotated[tuple[Annotated[str, enum("AssumeNeededOnEveryNode")], ...], Unique()]
 Rules = Annotated[tuple[Rule, ...], Length(high=1024)]
 Selector = Annotated[str, Length(high=1024)]
 StagedAction = Annotated[str, enum("Set", "Delete", "Learn", "Ignore")]
@@ -143,7 +143,7 @@ class StagedKubernetesNetworkPolicySpec(GoStruct, frozen=True, kw_only=True):
     pod_selector: LabelSelector = LabelSelector()
     ingress: tuple[KubernetesIngressRule, ...] = ()
     egress: tuple[KubernetesEgressRule, ...] = ()
-    policy_types: tuple[Annotated[str, enum("Ingress", "Egress")], ...] = ()
+    policy_types: tuple[str, ...] = ()
 
 
 class TierSpec(GoStruct, frozen=True, kw_only=True):

@@ -42,12 +42,12 @@ class IPAMConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     """Cosmetic in etcd: IPAM obeys ``keys.IPAMConfigKey``."""
 
     strict_affinity: Annotated[bool, Always()] = False
-    max_blocks_per_host: Annotated[int | None, Range(0, 1_000_000)] = None
+    max_blocks_per_host: Annotated[int, Range(0, 1_000_000)] = 0
     auto_allocate_blocks: Annotated[bool, Always()] = False
     kube_virt_vm_address_persistence: Annotated[str | None, enum("Enabled", "Disabled")] = msgspec.field(
         default=None, name="kubeVirtVMAddressPersistence"
     )
-    ip_cooldown_seconds: Annotated[int | None, Range(0, 1200)] = None
+    ip_cooldown_seconds: Annotated[int, Range(0, 1200)] = 0
 
 
 class IPReservationSpec(GoStruct, frozen=True, kw_only=True):

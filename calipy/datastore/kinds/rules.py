@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from calipy.datastore.kinds.base import GoStruct, Length, OmitZero, Port, Protocol, Required, enum
+from calipy.datastore.kinds.base import GoStruct, Length, OmitZero, Port, Protocol, Range, Required, enum
 
 ACTIONS = ("Allow", "Deny", "Log", "Pass")
 
@@ -14,8 +14,8 @@ ACTIONS = ("Allow", "Deny", "Log", "Pass")
 class ICMPFields(GoStruct, frozen=True, kw_only=True):
     """Type 0-254, and a code that needs a type; None matches any."""
 
-    type: int | None = None
-    code: int | None = None
+    type: Annotated[int | None, Range(0, 254)] = None
+    code: Annotated[int | None, Range(0, 255)] = None
 
 
 class ServiceAccountMatch(GoStruct, frozen=True, kw_only=True):

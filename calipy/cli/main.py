@@ -1,0 +1,71 @@
+"""The ``calipy`` command. Each noun is a module of its own, imported only when it is used, so that help comes at once."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from typing import Any, Final
+
+import click
+
+from calipy.errors import CalipyError
+
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "get": ("calipy.cli.resource:get", "Show resources."),
+    "create": ("calipy.cli.resource:create", "Create the resources of a file."),
+    "apply": ("calipy.cli.resource:apply", "Create or change the resources of a file."),
+    "replace": ("calipy.cli.resource:replace_command", "Change the resources of a file."),
+    "delete": ("calipy.cli.resource:delete", "Delete resources."),
+    "node": ("calipy.cli.node:command", "Run this host as a node, and see how it is."),
+    "workload": ("calipy.cli.workload:command", "Connect network namespaces as pods."),
+    "ipam": ("calipy.cli.ipam:command", "Show and change address management."),
+    "bgp": ("calipy.cli.bgp:command", "Show peers and routes."),
+    "lab": ("calipy.cli.lab:command", "Deploy and inspect labs of containers."),
+    "version": ("calipy.cli.version:command", "Show versions."),
+}
+"""Name → where the click command is, and its line in the overview. Modules that are not there yet are left out."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's interface
+        return [name for name, (target, _) in COMMANDS.items() if _exists(target)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's interface
+        target, _ = COMMANDS.get(cmd_name, ("", ""))
+        if not target or not _exists(target):
+            return None
+        module, _, attribute = target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+def _exists(target: str) -> bool:
+    return importlib.util.find_spec(target.partition(":")[0]) is not None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def calipy() -> None:
+    """BGP-routed container networking, in Calico's own etcd layout.
+
+    The datastore is found as calicoctl finds it: by --config, /etc/calico/calicoctl.cfg, or ETCD_ENDPOINTS and its kin.
+    """
+
+
+def main(arguments: list[str] | None = None, **extra: Any) -> None:
+    """Run the command and exit: 0, 1 for an error of ours, 2 for a wrong command line."""
+    try:
+        calipy.main(args=arguments, prog_name="calipy", **extra)
+    except CalipyError as error:
+        click.echo(f"calipy: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

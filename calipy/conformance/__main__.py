@@ -1,0 +1,93 @@
+"""``python -m calipy.conformance PATHS… [--json OUT]``: run cases against a real etcd of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from calipy.conformance import etcd, report
+from calipy.conformance.bench import Bench
+from calipy.conformance.registry import suites
+from calipy.conformance.report import CaseResult
+from calipy.datastore.etcd import EtcdStore
+from calipy.errors import CalipyError
+
+_SUFFIXES = frozenset({".json", ".yaml", ".yml"})
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file too.")
+def main(paths: tuple[Path, ...], json_file: Path | None) -> None:
+    """Run conformance cases: files, or all files below directories. Exit 1 if a case fails.
+
+    The format of a file is found by its content. What is not supported yet is listed, and counts as skipped.
+    """
+    try:
+        with etcd.running() as url:
+            results, ignored = asyncio.run(run(paths, url))
+    except CalipyError as error:
+        click.echo(f"calipy: {error}", err=True)
+        sys.exit(1)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_json(results, ignored=ignored), indent=1) + "\n")
+    click.echo(report.text(results, ignored=ignored))
+    sys.exit(1 if any(result.outcome == "failed" for result in results) else 0)
+
+
+async def run(paths: Sequence[Path], url: str) -> tuple[list[CaseResult], list[str]]:
+    """Run all files below the paths.
+
+    Returns:
+        The results, and a line for each group of files that no suite knows.
+    """
+    store = EtcdStore([url])
+    bench = Bench(store)
+    results: list[CaseResult] = []
+    unknown: Counter[str] = Counter()
+    try:
+        await bench.open()
+        for path in _files(paths):
+            document = _json(path)
+            suite = next((one for one in suites() if one.detect(path, document)), None)
+            if suite is not None:
+                results += await suite.run(str(path), document, bench)
+            elif isinstance(document, dict) and isinstance(document.get("cases"), list):
+                results += [
+                    CaseResult(str(path), str(case.get("id", number)), "skipped", (), "format")
+                    for number, case in enumerate(document["cases"])
+                ]
+            else:
+                unknown[str(path.parent)] += 1
+    finally:
+        await bench.close()
+        await store.close()
+    return results, [f"{count} files of {folder}" for folder, count in unknown.items()]
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        below = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [file for file in below if file.is_file() and (file.suffix in _SUFFIXES or file == path)]
+    return list(dict.fromkeys(found))
+
+
+def _json(path: Path) -> Any:
+    if path.suffix != ".json":
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError:
+        return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""What Calico's client refuses to write, and so do we.
+
+``check`` is called on a resource whose defaults are filled in. Reading is another matter: whatever others stored is read
+(``codec``), however odd. Source: Calico ``libcalico-go/lib/validator/v3`` and the CRD schemas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from calipy.datastore.kinds.meta import Resource
+from calipy.datastore.validation import bgp, endpoints, felix, metadata, policy, pools, schema
+
+_SPEC_CHECKS: dict[str, Callable[[Resource[Any, Any]], None]] = {
+    "BGPConfiguration": bgp.check_configuration,
+    "BGPFilter": bgp.check_filter,
+    "BGPPeer": bgp.check_peer,
+    "CalicoNodeStatus": endpoints.check_node_status,
+    "FelixConfiguration": felix.check_configuration,
+    "GlobalNetworkPolicy": policy.check_policy,
+    "GlobalNetworkSet": policy.check_network_set,
+    "HostEndpoint": endpoints.check_host_endpoint,
+    "IPPool": pools.check_pool,
+    "IPReservation": pools.check_reservation,
+    "KubeControllersConfiguration": felix.check_kube_controllers,
+    "NetworkPolicy": policy.check_policy,
+    "NetworkSet": policy.check_network_set,
+    "Node": endpoints.check_node,
+    "Profile": policy.check_profile,
+    "StagedGlobalNetworkPolicy": policy.check_policy,
+    "StagedKubernetesNetworkPolicy": policy.check_staged_kubernetes,
+    "StagedNetworkPolicy": policy.check_policy,
+    "Tier": policy.check_tier,
+    "WorkloadEndpoint": endpoints.check_workload_endpoint,
+}
+
+
+def check(resource: Resource[Any, Any]) -> None:
+    """Refuse what must not be written, by the resource alone.
+
+    What needs other resources (overlap of pools, existence of a tier or a filter) is the client's.
+
+    Raises:
+        InvalidInputError: names the field, the value and the remedy.
+    """
+    metadata.check(resource)
+    schema.check(resource.spec, "spec", lenient_actions=resource.kind == "Profile")
+    spec_check = _SPEC_CHECKS.get(resource.kind)
+    if spec_check is not None:
+        spec_check(resource)
