@@ -105,13 +105,20 @@ class EtcdConfig:
             if setting is None:
                 if str(key).lower() in kubernetes:
                     continue
-                raise InvalidInputError(
-                    f"{path} holds an unknown key", field=f"spec.{key}", remedy="remove it or mend its spelling"
-                )
+                raise _wrong(f"spec.{key}", f"is an unknown key in {path}", remedy="remove it or mend its spelling")
             if not isinstance(value, str | None):
-                raise InvalidInputError(f"must be a text in {path}", field=f"spec.{key}", remedy="put it in quotes")
+                raise _wrong(f"spec.{key}", f"must be a text in {path}", remedy="put it in quotes")
             values[setting] = value or ""
         return _build(values, lambda setting: f"{path}: spec.{VARIABLES[setting][2]}")
+
+
+def _wrong(name: str, message: str, *, remedy: str, value: str | None = None) -> InvalidInputError:
+    """The error for a setting that the user calls ``name``; ``value`` only where it can hold no secret."""
+    if value is not None:
+        return InvalidInputError(message, field=name, value=value, remedy=remedy)
+    error = InvalidInputError(f"{name} {message}", remedy=remedy)
+    error.field = name
+    return error
 
 
 def connect(config: EtcdConfig) -> EtcdStore:
@@ -122,13 +129,13 @@ def connect(config: EtcdConfig) -> EtcdStore:
 def _build(values: Mapping[str, str], name: Callable[[str], str]) -> EtcdConfig:
     """Check the settings; ``name`` tells what the user calls a setting."""
     if values["type"] not in {"", "etcdv3"}:
-        raise InvalidInputError(
-            "calipy keeps its data in etcd only", field=name("type"), value=values["type"], remedy="set it to etcdv3"
+        raise _wrong(
+            name("type"), "calipy keeps its data in etcd only", value=values["type"], remedy="set it to etcdv3"
         )
     if values["discovery"]:
-        raise InvalidInputError(
+        raise _wrong(
+            name("discovery"),
             "discovery of etcd by DNS is not supported",
-            field=name("discovery"),
             value=values["discovery"],
             remedy=f"list the members' URLs in {name('endpoints')} instead",
         )
@@ -136,15 +143,15 @@ def _build(values: Mapping[str, str], name: Callable[[str], str]) -> EtcdConfig:
         _endpoint(url.strip(), name("endpoints")) for url in values["endpoints"].split(",") if url.strip()
     )
     if not endpoints:
-        raise InvalidInputError(
+        raise _wrong(
+            name("endpoints"),
             "no etcd endpoint is configured",
-            field=name("endpoints"),
             value=values["endpoints"],
             remedy=f"set ETCD_ENDPOINTS, e.g. http://127.0.0.1:{DEFAULT_PORT}, or etcdEndpoints in {CONFIG_FILE}",
         )
     for one, other in (("username", "password"), ("password", "username")):
         if values[one] and not values[other]:
-            raise InvalidInputError(f"needs {name(other)} beside it", field=name(one), remedy="set both or neither")
+            raise _wrong(name(one), f"needs {name(other)} beside it", remedy="set both or neither")
     return EtcdConfig(endpoints, _tls(values, name), values["username"], values["password"])
 
 
@@ -152,16 +159,14 @@ def _endpoint(url: str, source: str) -> str:
     """One URL in the form that the client wants; IPv6 addresses in brackets."""
     remedy = f"write it as http://HOST:{DEFAULT_PORT} or https://[IPV6]:{DEFAULT_PORT}"
     if "@" in url:
-        raise InvalidInputError(
-            "holds a user name in the URL", field=source, remedy="use ETCD_USERNAME and ETCD_PASSWORD"
-        )
+        raise _wrong(source, "holds a user name in the URL", remedy="use ETCD_USERNAME and ETCD_PASSWORD")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or DEFAULT_PORT
     except ValueError as error:
-        raise InvalidInputError(str(error), field=source, value=url, remedy=remedy) from None
+        raise _wrong(source, str(error), value=url, remedy=remedy) from None
     if parts.scheme not in {"http", "https"} or not host or parts.path.strip("/") or parts.query or parts.fragment:
-        raise InvalidInputError("is no URL of an etcd server", field=source, value=url, remedy=remedy)
+        raise _wrong(source, "is no URL of an etcd server", value=url, remedy=remedy)
     return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
@@ -171,9 +176,9 @@ def _tls(values: Mapping[str, str], name: Callable[[str], str]) -> Tls | None:
     inline = [part for part in parts if values[part]]
     files = [part for part in parts if values[f"{part}_file"]]
     if inline and files:
-        raise InvalidInputError(
+        raise _wrong(
+            name(f"{files[0]}_file"),
             f"cannot be combined with {name(inline[0])}",
-            field=name(f"{files[0]}_file"),
             remedy="give key material either inline or in files",
         )
     if not inline and not files:
@@ -186,9 +191,7 @@ def _tls(values: Mapping[str, str], name: Callable[[str], str]) -> Tls | None:
         _check_pem(material[part], name(part))
     for one, other in (("cert", "key"), ("key", "cert")):
         if material[one] and not material[other]:
-            raise InvalidInputError(
-                f"needs {name(other + suffix)} beside it", field=name(one + suffix), remedy="set both or neither"
-            )
+            raise _wrong(name(one + suffix), f"needs {name(other + suffix)} beside it", remedy="set both or neither")
     return Tls(**material)
 
 
@@ -196,8 +199,8 @@ def _read_pem(file: str, source: str) -> bytes:
     try:
         text = Path(file).read_bytes()
     except OSError as error:
-        raise InvalidInputError(
-            f"cannot be read: {error.strerror}", field=source, value=file, remedy="name a readable PEM file"
+        raise _wrong(
+            source, f"cannot be read: {error.strerror}", value=file, remedy="name a readable PEM file"
         ) from None
     _check_pem(text, source)
     return text
@@ -205,7 +208,7 @@ def _read_pem(file: str, source: str) -> bytes:
 
 def _check_pem(text: bytes, source: str) -> None:
     if b"-----BEGIN " not in text:
-        raise InvalidInputError("holds no PEM", field=source, remedy="give the text from -----BEGIN to -----END")
+        raise _wrong(source, "holds no PEM", remedy="give the text from -----BEGIN to -----END")
 
 
 class _StrictLoader(yaml.CSafeLoader):
@@ -229,29 +232,25 @@ def _read_spec(path: Path) -> dict[Any, Any]:
     try:
         document = yaml.load(path.read_text(), _StrictLoader)  # noqa: S506 - a safe loader by inheritance
     except OSError as error:
-        raise InvalidInputError(
-            f"cannot be read: {error.strerror}", field="--config", value=str(path), remedy="name an existing file"
+        raise _wrong(
+            "--config", f"cannot be read: {error.strerror}", value=str(path), remedy="name an existing file"
         ) from None
     except (yaml.MarkedYAMLError, UnicodeDecodeError) as error:
         # The parser's own text quotes the lines around, which may hold a password.
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "is no UTF-8 text"
-        raise InvalidInputError(
-            f"is no valid YAML{where}: {problem}", field=str(path), remedy="mend the file"
-        ) from None
+        raise _wrong(str(path), f"is no valid YAML{where}: {problem}", remedy="mend the file") from None
     except yaml.YAMLError:
-        raise InvalidInputError("is no valid YAML", field=str(path), remedy="mend the file") from None
+        raise _wrong(str(path), "is no valid YAML", remedy="mend the file") from None
     if not isinstance(document, dict):
-        raise InvalidInputError("is no mapping", field=str(path), remedy="see calicoctl's configuration format")
+        raise _wrong(str(path), "is no mapping", remedy="see calicoctl's configuration format")
     for key, wanted in (("apiVersion", "projectcalico.org/v3"), ("kind", "CalicoAPIConfig")):
         if document.get(key) != wanted:
-            raise InvalidInputError(
-                f"{path} is of another format", field=key, value=document.get(key), remedy=f"set it to {wanted}"
-            )
+            raise _wrong(key, f"{path} is of another format", value=document.get(key), remedy=f"set it to {wanted}")
     if unknown := [key for key in document if key not in {"apiVersion", "kind", "metadata", "spec"}]:
-        raise InvalidInputError(f"{path} holds an unknown key", field=str(unknown[0]), remedy="remove it")
+        raise _wrong(str(unknown[0]), f"is an unknown key in {path}", remedy="remove it")
     spec = document.get("spec") or {}
     if not isinstance(spec, dict):
-        raise InvalidInputError(f"must be a mapping in {path}", field="spec", remedy="see calicoctl's format")
+        raise _wrong("spec", f"must be a mapping in {path}", remedy="see calicoctl's format")
     return spec
