@@ -145,10 +145,12 @@ class Speaker:
             process = None
         self._loaded = None
         if process is None:
+            # Sessions may change while the file is checked: what is loaded is what was written.
+            loaded = config.neighbours(self._sessions.values())
             problem = await install(self._paths, self._text())
             if problem:
                 raise ChannelClosedError(f"ExaBGP refuses its configuration: {problem}")
-            self._loaded = config.neighbours(self._sessions.values())
+            self._loaded = loaded
             process = await SpeakerProcess.start(self._paths, self._environment)
         else:
             logger.info("exabgp adopted", pid=process.pid)
