@@ -1,4 +1,4 @@
-"""The ``calipy`` command. Each noun is a module of its own, imported only when it is used, so that help comes at once."""
+"""The ``calipy`` command. Each noun is a module of its own, imported only on use, so that help comes at once."""
 
 from __future__ import annotations
 

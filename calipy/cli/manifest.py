@@ -1,4 +1,4 @@
-"""Files of resources: YAML or JSON, several documents, lists; Kubernetes' own policies, namespaces and service accounts.
+"""Files of resources: YAML or JSON, several documents, lists; also Kubernetes' policies, namespaces, service accounts.
 
 A file is read as a whole before anything is written. What of an object's metadata counts depends on the verb, as in
 calicoctl: a new object takes name, namespace, labels and annotations, an existing one labels and annotations.
@@ -6,9 +6,10 @@ calicoctl: a new object takes name, namespace, labels and annotations, an existi
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import yaml
 from msgspec.structs import replace
@@ -25,7 +26,7 @@ COPIED_PREFIX: Final = "knp.default."
 class _Loader(yaml.CSafeLoader):
     """YAML as Go reads it: no times, no sexagesimal numbers, no key twice."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
@@ -35,7 +36,9 @@ class _Loader(yaml.CSafeLoader):
             if not isinstance(key, str | int | float | bool | None):
                 raise InvalidInputError("a member's name must be a text", field="", value=key)
             if key in seen:
-                raise InvalidInputError(f"stands twice, again in line {key_node.start_mark.line + 1}", field=str(key), value=key)
+                raise InvalidInputError(
+                    f"stands twice, again in line {key_node.start_mark.line + 1}", field=str(key), value=key
+                )
             seen.add(key)
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
 
@@ -46,7 +49,7 @@ for _tag, _pattern, _first in (
     ("int", r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0o?[0-7_]+|0b[01_]+)", "-+0123456789"),
     ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
 ):
-    _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]  # the stubs leave it untyped
+    _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, ""] if _tag == "null" else list(_first)
     )
 
@@ -61,14 +64,31 @@ def read(text: str, *, namespace: str = "") -> list[Resource[Any, Any]]:
     Raises:
         InvalidInputError: no document, or one that cannot be read; nothing should be written then.
     """
-    try:
-        documents = [document for document in yaml.load_all(text, _Loader) if document is not None]  # noqa: S506 - a safe loader
-    except yaml.YAMLError as error:
-        raise InvalidInputError(f"not YAML: {' '.join(str(error).split())}") from None
+    documents = _parse(text)
     resources = [_resource(document, namespace) for document in _flat(documents)]
     if not resources:
         raise InvalidInputError("the file holds no resource")
     return resources
+
+
+def _parse(text: str) -> list[Any]:
+    try:
+        return [json.loads(text, object_pairs_hook=_members)]
+    except ValueError:
+        pass  # several documents, or YAML
+    try:
+        return [document for document in yaml.load_all(text, _Loader) if document is not None]
+    except yaml.YAMLError as error:
+        raise InvalidInputError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidInputError("stands twice in one object", field=twice, value=members[twice])
+    return members
 
 
 def _flat(documents: list[Any]) -> Iterator[Any]:
@@ -88,7 +108,9 @@ def _is_list(document: dict[str, Any]) -> bool:
 
 def _resource(document: Any, namespace: str) -> Resource[Any, Any]:
     if not isinstance(document, dict):
-        raise InvalidInputError("must be an object with apiVersion, kind, metadata and spec", field="document", value=document)
+        raise InvalidInputError(
+            "must be an object with apiVersion, kind, metadata and spec", field="document", value=document
+        )
     version, kind = document.get("apiVersion"), document.get("kind")
     if version != API_VERSION:
         converted = _from_kubernetes(version, kind, document, namespace)
@@ -122,7 +144,9 @@ def _placed(metadata: ObjectMeta, namespaced: bool, namespace: str, kind: str) -
     given = metadata.namespace
     if not namespaced:
         if given or namespace:
-            raise InvalidInputError(f"{kind} objects live in none", field="metadata.namespace", value=given or namespace)
+            raise InvalidInputError(
+                f"{kind} objects live in none", field="metadata.namespace", value=given or namespace
+            )
         return metadata
     if given and namespace and given != namespace:
         raise InvalidInputError(f"is not the namespace {namespace} asked for", field="metadata.namespace", value=given)
@@ -134,7 +158,10 @@ def _from_kubernetes(version: Any, kind: Any, document: dict[str, Any], namespac
 
     if isinstance(document.get("metadata"), dict) and kind in {"NetworkPolicy", "ServiceAccount"}:
         metadata = document["metadata"]
-        document = {**document, "metadata": {**metadata, "namespace": metadata.get("namespace") or namespace or "default"}}
+        document = {
+            **document,
+            "metadata": {**metadata, "namespace": metadata.get("namespace") or namespace or "default"},
+        }
     if (version, kind) == ("networking.k8s.io/v1", "NetworkPolicy"):
         return kubernetes.convert_network_policy(kubernetes.admit_network_policy(document))
     if (version, kind) == ("v1", "Namespace"):

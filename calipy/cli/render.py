@@ -26,7 +26,7 @@ def as_yaml(value: Any) -> str:
     import yaml  # noqa: PLC0415 - slow to load, and tables do not need it
 
     class Dumper(yaml.CSafeDumper):
-        def ignore_aliases(self, data: Any) -> bool:
+        def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's interface
             return True
 
     text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)

@@ -1,4 +1,4 @@
-"""``calipy get``, ``create``, ``apply``, ``replace``, ``delete``: Calico's resources, as calicoctl shows and takes them."""
+"""``calipy get``, ``create``, ``apply``, ``replace``, ``delete``: resources, as calicoctl shows and takes them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from msgspec.structs import replace
 from calipy.cli import manifest, render, tables
 from calipy.cli.kindnames import kind_of
 from calipy.cli.session import check_release, current
-from calipy.datastore import gojson
+from calipy.datastore import codec, gojson
 from calipy.datastore.client import AnyResource, Client
-from calipy.datastore.codec import write_resource
 from calipy.datastore.keys import NAMESPACED
 from calipy.datastore.kinds.meta import API_VERSION, ObjectMeta
 from calipy.errors import AlreadyExistsError, CalipyError, InvalidInputError, NotFoundError
@@ -28,7 +27,9 @@ READ_ONLY: Final = frozenset({"ClusterInformation"})
 def _options(function: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that talks to the datastore."""
     for option in (
-        click.option("--config", "config_file", help="Datastore configuration file [default: /etc/calico/calicoctl.cfg]."),
+        click.option(
+            "--config", "config_file", help="Datastore configuration file [default: /etc/calico/calicoctl.cfg]."
+        ),
         click.option("--allow-version-mismatch", is_flag=True, help="Work on a datastore of an older release too."),
     ):
         function = option(function)
@@ -40,7 +41,9 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
 @click.argument("names", nargs=-1)
 @click.option("-n", "--namespace", default=None, help="Namespace of the objects [default: default].")
 @click.option("-A", "--all-namespaces", is_flag=True, help="Objects of all namespaces.")
-@click.option("-o", "--output", default="table", show_default=True, help="table, wide, json, yaml, name or custom-columns=A,B.")
+@click.option(
+    "-o", "--output", default="table", show_default=True, help="table, wide, json, yaml, name or custom-columns=A,B."
+)
 @click.option("--export", is_flag=True, help="Leave out what belongs to this cluster alone (uid, revision, times).")
 @_options
 def get(
@@ -118,7 +121,11 @@ def document_of(resource: AnyResource, *, export: bool = False) -> dict[str, Any
 
     ``export`` leaves out what another cluster could not use.
     """
-    document = write_resource(gojson.without_unknown(resource), note_name=False)
+    document = codec.write_resource(gojson.without_unknown(resource), note_name=False)
+    if resource.stored_type is not None:
+        document = {
+            name: text for name, text in zip(("kind", "apiVersion"), resource.stored_type, strict=True) if text
+        } | {name: value for name, value in document.items() if name not in {"kind", "apiVersion"}}
     metadata = document["metadata"]
     if export:
         for name in ("namespace", "uid", "creationTimestamp", "deletionTimestamp", "generation", "ownerReferences"):
@@ -147,14 +154,15 @@ def _file_command(name: str, text: str, done: str, verb: Verb, *, extra: Sequenc
 
         sys.exit(1 if current(config_file).run(work) else 0)
 
-    command = click.Command(name, callback=callback, help=text, params=[*_FILE_OPTIONS, *extra])
-    return command
+    return click.Command(name, callback=callback, help=text, params=[*_FILE_OPTIONS, *extra])
 
 
 _FILE_OPTIONS: Final = (
     click.Option(["-f", "--filename"], required=True, help="File with resources, YAML or JSON; - for standard input."),
     click.Option(["-n", "--namespace"], help="Namespace of objects whose file gives none [default: default]."),
-    click.Option(["--config", "config_file"], help="Datastore configuration file [default: /etc/calico/calicoctl.cfg]."),
+    click.Option(
+        ["--config", "config_file"], help="Datastore configuration file [default: /etc/calico/calicoctl.cfg]."
+    ),
     click.Option(["--allow-version-mismatch"], is_flag=True, help="Work on a datastore of an older release too."),
 )
 
@@ -162,7 +170,7 @@ _FILE_OPTIONS: Final = (
 def _read_file(filename: str) -> str:
     try:
         with click.open_file(filename, encoding="utf-8") as file:
-            return file.read()
+            return str(file.read())
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"cannot be read: {error}", field="--filename", value=filename) from None
 
@@ -229,7 +237,9 @@ create = _file_command(
     _create,
     extra=[click.Option(["--skip-exists"], is_flag=True, help="Leave those alone that exist already.")],
 )
-apply = _file_command("apply", "Create the resources of a file, or bring existing ones to what it says.", "applied", _apply)
+apply = _file_command(
+    "apply", "Create the resources of a file, or bring existing ones to what it says.", "applied", _apply
+)
 replace_command = _file_command("replace", "Bring existing resources to what a file says.", "replaced", _replace)
 
 
@@ -269,7 +279,5 @@ def delete(
 
 
 def _named(kind: str, name: str, namespace: str | None) -> AnyResource:
-    from calipy.datastore import codec  # noqa: PLC0415 - one use
-
     manifest.refuse_copied(kind, name)
     return codec.new(kind, name, namespace=(namespace or "default") if kind in NAMESPACED else "")

@@ -1,7 +1,7 @@
 """What commands work with: a client on the configured datastore, or the one a caller has put in place.
 
-A command is synchronous; ``Session.run`` carries its asynchronous part. The session of a process opens and closes a store
-for each command; a test puts its own into click's context (``obj``).
+A command is synchronous; ``Session.run`` carries its asynchronous part. The session of a process opens and closes a
+store for each command; a test puts its own into click's context (``obj``).
 """
 
 from __future__ import annotations

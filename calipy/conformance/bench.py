@@ -134,8 +134,8 @@ class _BenchSession(Session):
 
 
 def parsed(value: bytes) -> Any:
-    """Stored JSON, or the text itself if it is none."""
+    """Stored JSON; what is none as ``{"$raw": text}``."""
     try:
         return json.loads(value)
     except ValueError:
-        return value.decode(errors="replace")
+        return {"$raw": value.decode(errors="replace")}

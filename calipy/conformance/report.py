@@ -73,7 +73,9 @@ def _left_out(results: Sequence[CaseResult], ignored: Sequence[str]) -> list[str
     cases = Counter((one.file, one.detail) for one in results if one.outcome == "skipped")
     steps = Counter((one.file, reason) for one in results for reason in one.skipped_steps)
     lines = [f"not yet supported: {count} cases of {file}: {reason}" for (file, reason), count in sorted(cases.items())]
-    lines += [f"not yet supported: {count} steps of {file}: {reason}" for (file, reason), count in sorted(steps.items())]
+    lines += [
+        f"not yet supported: {count} steps of {file}: {reason}" for (file, reason), count in sorted(steps.items())
+    ]
     lines += [f"not yet supported: {name}" for name in sorted(ignored)]
     return lines
 

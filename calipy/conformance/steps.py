@@ -15,7 +15,7 @@ from calipy.conformance.report import CaseResult
 from calipy.conformance.volatile import Matcher, Mismatch
 from calipy.datastore.keys import NAMESPACED, ResourceKey, path
 from calipy.datastore.resources import KINDS
-from calipy.datastore.store import Event
+from calipy.datastore.store import Delete, Event
 
 FILE_VERBS: Final = frozenset({"create", "apply", "replace", "delete"})
 OTHER_VERBS: Final = frozenset({"get", "etcd-put", "etcd-delete", "wait"})
@@ -57,7 +57,9 @@ async def run_case(name: str, case: dict[str, Any], bench: Bench) -> CaseResult:
                 await _Step(step, bench, matcher, skipped).run(empty_start=case.get("start") == "empty")
             except Mismatch as difference:
                 what = " ".join([step["do"], *map(str, step.get("args", ()))])
-                return CaseResult(name, case["id"], "failed", themes, f"step {number}: {what}\n{difference}", tuple(skipped))
+                return CaseResult(
+                    name, case["id"], "failed", themes, f"step {number}: {what}\n{difference}", tuple(skipped)
+                )
     except Mismatch as difference:
         return CaseResult(name, case["id"], "failed", themes, str(difference), tuple(skipped))
     return CaseResult(name, case["id"], "passed", themes, "", tuple(skipped))
@@ -96,7 +98,7 @@ class _Step:
                 await self.bench.take_events()
                 return
             case "etcd-delete":
-                await self.bench.store.txn([], [_delete(step["key"])])
+                await self.bench.store.txn([], [Delete(step["key"])])
                 await self.bench.take_events()
                 return
             case "wait":
@@ -122,7 +124,9 @@ class _Step:
         if outcome.exit_code:
             raise Mismatch(f"expected success, got exit {outcome.exit_code}: {outcome.error.strip()}")
         reason = self.step.get("reason", "")
-        raise Mismatch(f"expected a refusal{f' ({reason})' if reason else ''}, got success: {outcome.output.strip()[:300]}")
+        raise Mismatch(
+            f"expected a refusal{f' ({reason})' if reason else ''}, got success: {outcome.output.strip()[:300]}"
+        )
 
     async def _file(self, verb: str) -> Outcome:
         arguments = [verb, *map(str, self.step.get("args", ()))]
@@ -132,7 +136,9 @@ class _Step:
         if isinstance(document, str):
             text = document
         else:
-            text = "\n---\n".join(json.dumps(one) for one in (document if isinstance(document, list) else [document]))
+            text = "\n---\n".join(
+                json.dumps(one, ensure_ascii=False) for one in (document if isinstance(document, list) else [document])
+            )
         return await self.bench.command([*arguments, "-f", "-"], text)
 
     async def _with_revisions(self, document: Any) -> Any:
@@ -169,7 +175,7 @@ class _Step:
         self.matcher.check(expected, actual, "output")
         if step.get("yaml_same"):
             as_yaml = await self.bench.command(["yaml" if word == "json" else word for word in arguments])
-            if yaml.load(as_yaml.output, yaml.CSafeLoader) != actual:  # noqa: S506 - a safe loader
+            if yaml.load(as_yaml.output, yaml.CSafeLoader) != actual:
                 raise Mismatch(f"-o yaml differs from -o json: {as_yaml.output[:300]!r}")
         return outcome
 
@@ -178,10 +184,12 @@ class _Step:
         stored = await self.bench.stored()
         for item in _objects(output):
             metadata = item["metadata"]
-            namespace = metadata.get("namespace", "") if item["kind"] in NAMESPACED else ""
-            found = stored.get(path(ResourceKey(item["kind"], metadata["name"], namespace or "default")) if item["kind"] in NAMESPACED else path(ResourceKey(item["kind"], metadata["name"])))
+            namespace = metadata.get("namespace", "default") if item["kind"] in NAMESPACED else ""
+            found = stored.get(path(ResourceKey(item["kind"], metadata["name"], namespace)))
             if found is not None and "resourceVersion" in metadata:
-                self.matcher.check(str(found.mod_revision), metadata["resourceVersion"], f"resourceVersion of {found.key}")
+                self.matcher.check(
+                    str(found.mod_revision), metadata["resourceVersion"], f"resourceVersion of {found.key}"
+                )
 
     def _check_table(self, expected: dict[str, Any], output: str) -> None:
         lines = output.splitlines()
@@ -219,12 +227,6 @@ def _objects(output: Any) -> list[dict[str, Any]]:
     if isinstance(output, dict) and output.get("kind") in KINDS:
         return [output]
     return _objects(output["items"]) if isinstance(output, dict) and "items" in output else []
-
-
-def _delete(key: str) -> Any:
-    from calipy.datastore.store import Delete  # noqa: PLC0415
-
-    return Delete(key)
 
 
 def _write(event: Event) -> dict[str, Any]:

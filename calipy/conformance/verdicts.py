@@ -46,11 +46,15 @@ async def _check(case: dict[str, Any], bench: Bench) -> None:
     outcome = await bench.command([case["verb"], "-f", "-"], json.dumps(case["input"]))
     accepted = outcome.exit_code == 0
     if accepted != (case["verdict"] == "accept"):
-        raise Mismatch(f"expected {case['verdict']}, got {'accept' if accepted else 'reject: ' + outcome.error.strip()}")
+        raise Mismatch(
+            f"expected {case['verdict']}, got {'accept' if accepted else 'reject: ' + outcome.error.strip()}"
+        )
     events = await bench.take_events()
     if not accepted and events and not case.get("changed"):
         raise Mismatch(f"refused, but wrote {[event.key for event in events]}")
     if "stored" in case:
         stored = await bench.stored()
         actual = {key: parsed(item.value) for key, item in stored.items() if key not in START_KEYS}
-        Matcher().check(case["stored"], {key: value for key, value in actual.items() if key in case["stored"]}, "stored")
+        Matcher().check(
+            case["stored"], {key: value for key, value in actual.items() if key in case["stored"]}, "stored"
+        )

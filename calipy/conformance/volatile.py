@@ -108,7 +108,11 @@ class Matcher:
         if known != value:
             raise Mismatch(f"{path}: {name} was {known}, now it is {value}")
         if name.startswith("<"):
-            others = [other for other, text in self._bound.items() if text == value and other != name and other.startswith("<")]
+            others = [
+                other
+                for other, text in self._bound.items()
+                if text == value and other != name and other.startswith("<")
+            ]
             if others:
                 raise Mismatch(f"{path}: {name} and {others[0]} are both {value}")
 

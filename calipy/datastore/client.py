@@ -1,12 +1,13 @@
 """Calico's own client, as far as it shows in etcd: defaults, checks, guards, protected objects and cascades.
 
-Everything is one compare-and-swap per object; only deletions of pools and nodes touch more than one, in Calico's order, and
-can be repeated after an interruption. Source: Calico ``libcalico-go/lib/clientv3`` and ``calicoctl/resourcemgr``.
+Everything is one compare-and-swap per object; only deletions of pools and nodes touch more than one, in Calico's order,
+and can be repeated after an interruption. Source: Calico ``libcalico-go/lib/clientv3`` and ``calicoctl/resourcemgr``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -286,10 +287,8 @@ class Client:
             _log.warning("cluster information is incomplete", error=str(error))
 
     async def _create_unless_exists(self, resource: AnyResource) -> None:
-        try:
+        with contextlib.suppress(AlreadyExistsError):
             await self.create(resource)
-        except AlreadyExistsError:
-            pass
 
     def _key_of(self, resource: AnyResource) -> ResourceKey:
         return _key(resource.kind, _named(resource).metadata.name, resource.metadata.namespace)
@@ -333,10 +332,8 @@ class Client:
                     await self._delete_if_there(resource.key)
 
     async def _delete_if_there(self, key: ResourceKey) -> None:
-        try:
+        with contextlib.suppress(NotFoundError):
             await self.store.delete(path(key))
-        except NotFoundError:
-            pass
 
 
 def _merged_words(present: str, wanted: str) -> str:

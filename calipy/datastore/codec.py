@@ -63,37 +63,39 @@ def decode_resource(key: ResourceKey, value: bytes, revision: int) -> Resource[A
         raise UndecodableError("unknown kind", key=path(key))
     try:
         resource: Resource[Any, Any] = _decoder(key.kind).decode(value)
-        if resource.kind != key.kind:
-            raise UndecodableError("wrong kind", key=path(key), field="kind", value=resource.kind)
     except msgspec.ValidationError:
         resource = _decode_carefully(key, value)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise UndecodableError(f"not JSON: {error}", key=path(key)) from None
     msgspec.structs.force_setattr(resource, "revision", revision)
+    if resource.kind != key.kind or resource.api_version != API_VERSION:
+        stored_type = (resource.kind, resource.api_version)
+        resource = msgspec.structs.replace(resource, kind=key.kind, api_version=API_VERSION, stored_type=stored_type)
     return show_policy_name(resource, path(key)) if key.kind in NAMED_POLICIES else resource
 
 
 def _decode_carefully(key: ResourceKey, value: bytes) -> Resource[Any, Any]:
     try:
         document = msgspec.json.decode(value)
-        return read_document(document, key.kind)
+        resource = read_document(document, key.kind)
     except msgspec.DecodeError as error:
         raise UndecodableError(f"not JSON: {error}", key=path(key)) from None
     except InvalidInputError as error:
         raise UndecodableError(error.args[0], key=path(key)) from error
+    if not any(name.casefold() == "apiversion" for name in document):
+        resource = msgspec.structs.replace(resource, api_version="")
+    return resource
 
 
 def read_document(document: Any, kind: str) -> Resource[Any, Any]:
     """A resource of a known kind from parsed JSON.
 
     Raises:
-        InvalidInputError: a wrong type or kind.
+        InvalidInputError: a wrong type; names the field.
     """
     if not isinstance(document, dict):
         raise InvalidInputError("must be an object", field="", value=document)
     resource: Resource[Any, Any] = gojson.read(KINDS[kind].resource, document)
-    if resource.kind != kind:
-        raise InvalidInputError(f"must be {kind}", field="kind", value=resource.kind)
     return resource
 
 

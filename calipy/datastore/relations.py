@@ -1,7 +1,7 @@
 """Checks that need other objects: tiers of policies, filters of peers, pools that overlap.
 
-etcd does not enforce them, and two writers at once can break them; so does Calico. Each costs one listing of the kind it
-looks at.
+etcd does not enforce them, and two writers at once can break them, as with Calico's own client. Each costs one listing
+of the kind it looks at.
 """
 
 from __future__ import annotations

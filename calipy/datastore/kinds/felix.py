@@ -257,4 +257,4 @@ class FelixConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     require_mtu_file: bool | None = msgspec.field(default=None, name="requireMTUFile")
     istio_ambient_mode: Annotated[str | None, enum("Enabled", "Disabled")] = None
     istio_dscp_mark: int | None = msgspec.field(default=None, name="istioDSCPMark")
-    node_selector: str = ""
+    node_selector: str | None = None

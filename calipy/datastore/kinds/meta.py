@@ -21,6 +21,7 @@ class ObjectMeta(GoStruct, frozen=True, kw_only=True):
     name: str = ""
     generate_name: str = ""
     namespace: str = ""
+    self_link: str = ""
     uid: str = ""
     resource_version: str = ""
     generation: int = 0
@@ -31,6 +32,7 @@ class ObjectMeta(GoStruct, frozen=True, kw_only=True):
     annotations: dict[str, str] = msgspec.field(default_factory=dict)
     owner_references: tuple[dict[str, Any], ...] = ()
     finalizers: tuple[str, ...] = ()
+    managed_fields: tuple[dict[str, Any], ...] = ()
 
 
 class NoStatus(GoStruct, frozen=True, kw_only=True):
@@ -41,7 +43,9 @@ class Resource(GoStruct, Generic[Spec, Status], frozen=True, kw_only=True):
     """One v3 object. Never changed in place: ``msgspec.structs.replace`` makes a new one.
 
     Attributes:
+        kind: what its key says, whatever the stored object calls itself.
         revision: etcd's mod revision of the key when it was read; 0 for an object that was not read.
+        stored_type: kind and apiVersion as stored, where they are not what they should be.
     """
 
     kind: str
@@ -50,6 +54,7 @@ class Resource(GoStruct, Generic[Spec, Status], frozen=True, kw_only=True):
     spec: Spec
     status: Annotated[Status | None, OmitZero()] = None
     revision: int = msgspec.field(default=0, name="?revision")
+    stored_type: tuple[str, str] | None = msgspec.field(default=None, name="?stored_type")
 
     @property
     def key(self) -> ResourceKey:

@@ -1,7 +1,7 @@
 """What Calico's client refuses to write, and so do we.
 
-``check`` is called on a resource whose defaults are filled in. Reading is another matter: whatever others stored is read
-(``codec``), however odd. Source: Calico ``libcalico-go/lib/validator/v3`` and the CRD schemas.
+``check`` is called on a resource whose defaults are filled in. Reading is another matter: whatever others stored is
+read (``codec``), however odd. Source: Calico ``libcalico-go/lib/validator/v3`` and the CRD schemas.
 """
 
 from __future__ import annotations
