@@ -18,7 +18,7 @@ import contextlib
 import ipaddress
 import os
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar, cast
@@ -69,8 +69,11 @@ class AddressShortageError(IPAMError):
 class Enforcer(Protocol):
     """What is asked of Felix."""
 
-    async def wait_programmed(self, endpoint_id: EndpointID, timeout: float) -> bool:
-        """Whether the endpoint's chains and routes are in the kernel, at the latest after ``timeout`` seconds."""
+    async def wait_programmed(self, endpoint_id: EndpointID, timeout: float, *, nets: Iterable[str] = ()) -> bool:
+        """Wait until chains and routes of an endpoint that has the addresses ``nets`` are in the kernel.
+
+        False after ``timeout`` seconds.
+        """
         ...
 
 
@@ -192,7 +195,7 @@ class PodNetwork:
             if request.orchestrator == "cni":
                 await self._create_profile(network_profile(request.network))
         with watch.step("policy"):
-            programmed = await self._wait(request)
+            programmed = await self._wait(request, plain)
         name = request.endpoint_name(self._node)
         return PodResult(name, pair.host, mac, pair.mtu, addresses, programmed, watch.finish())
 
@@ -333,13 +336,14 @@ class PodNetwork:
         addresses = tuple(PodAddress(ipaddress.ip_interface(network).ip) for network in spec.ip_networks)
         return PodResult(existing.name, spec.interface_name, spec.mac, mtu, addresses, True, watch.finish())
 
-    async def _wait(self, request: PodRequest) -> bool:
+    async def _wait(self, request: PodRequest, addresses: tuple[IPAddress, ...]) -> bool:
         """Wait for policy. Its absence fails no pod: until it is there, the pod can neither send nor receive."""
         if self._felix is None or request.wait <= 0:
             return False
         workload = f"{request.namespace}/{request.workload}"
         endpoint = EndpointID(request.orchestrator, workload, request.ifname)
-        programmed = await self._felix.wait_programmed(endpoint, request.wait)
+        nets = [f"{address}/{address.max_prefixlen}" for address in addresses]
+        programmed = await self._felix.wait_programmed(endpoint, request.wait, nets=nets)
         if not programmed:
             _log.warning("policy is not in force yet", endpoint=str(endpoint), waited_seconds=request.wait)
         return programmed

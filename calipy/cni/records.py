@@ -1,4 +1,4 @@
-"""What this node remembers of its workloads beyond their endpoints: which network namespace is whose, and whether ours."""
+"""What this node remembers of its workloads beyond their endpoints: whose is which network namespace."""
 
 from __future__ import annotations
 

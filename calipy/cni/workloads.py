@@ -85,9 +85,7 @@ class AddParams(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             name=self.name,
             labels=self.labels,
             service_account=self.service_account,
-            ports=tuple(
-                WorkloadEndpointPort(name=one.name, protocol=one.protocol, port=one.port) for one in self.ports
-            ),
+            ports=ports,
             ips=self.ips,
             ipv4=self.ipv4,
             ipv6=self.ipv6,
