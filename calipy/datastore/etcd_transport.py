@@ -233,11 +233,17 @@ class Transport:
             await endpoint.channel.close()
 
     async def _send(
-        self, endpoint: Endpoint, method: Method[Request, Response], request: Request, token: str
+        self,
+        endpoint: Endpoint,
+        method: Method[Request, Response],
+        request: Request,
+        token: str,
+        *,
+        timeout: float | None = None,
     ) -> Response:
         try:
             response: Response = await endpoint.bind(method)(
-                request, timeout=self._call_timeout, metadata=_metadata(token)
+                request, timeout=timeout or self._call_timeout, metadata=_metadata(token)
             )
         except asyncio.CancelledError:
             # grpc.aio cancels what is under way when its channel closes: not the same as our task being cancelled.
@@ -260,24 +266,24 @@ class Transport:
                 if endpoint.connected:
                     return endpoint
             if time.monotonic() > give_up:
-                raise UnavailableError(
-                    "; ".join(await asyncio.gather(*(self._why(endpoint) for endpoint in self._endpoints))),
-                    remedy="check the etcd endpoints and that etcd runs",
-                )
+                reasons = await asyncio.gather(*(self._why(endpoint) for endpoint in self._endpoints))
+                if all(reasons):
+                    raise UnavailableError("; ".join(reasons), remedy="check the etcd endpoints and that etcd runs")
             await asyncio.sleep(pause)
             if self.closed:
                 self._refuse_closed()
             pause = min(pause * 2, 0.05)
 
     async def _why(self, endpoint: Endpoint) -> str:
-        """What keeps an endpoint from connecting: only a call tells it."""
-        if endpoint.channel.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-            return f"etcd at {endpoint.url} does not answer: no connection within {self._connect_timeout:g} s"
+        """What keeps an endpoint from connecting, "" if nothing does any more: only a call tells it."""
         try:
-            await endpoint.bind(RANGE)(rpc_pb2.RangeRequest(key=b"\0"), timeout=0.5)
+            await self._send(endpoint, RANGE, rpc_pb2.RangeRequest(key=b"\0"), "", timeout=0.3)
         except AioRpcError as error:
-            return f"etcd at {endpoint.url} does not answer: {_cause(error.details() or '')}"
-        return f"etcd at {endpoint.url} only answers again now"
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                return f"etcd at {endpoint.url} does not answer: no connection within {self._connect_timeout:g} s"
+            if _no_answer(error):
+                return f"etcd at {endpoint.url} does not answer: {_cause(error.details() or '')}"
+        return ""
 
     def _give_way(self, endpoint: Endpoint, error: AioRpcError) -> bool:
         """Move a silent endpoint to the end of the queue; whether asking again makes sense."""
@@ -352,6 +358,6 @@ def _cause(details: str) -> str:
         return f"its certificate is not signed by the configured authority (ETCD_CA_CERT_FILE): {text}"
     if "Hostname Verification Check failed" in text or "Peer name" in text:
         return f"its certificate is for another name: {text}"
-    if "handshake" in text or "SSL" in text:
-        return f"the TLS handshake failed: {text}"
+    if "handshake" in text.lower() or "SSL" in text:
+        return f"the TLS handshake failed, or it speaks no TLS: {text}"
     return text
