@@ -295,7 +295,7 @@ class Allocator:
         """Give up every block of a CIDR that a host (by default the owner) has. Goes on after an error.
 
         Raises:
-            BlockNotEmptyError, ClaimConflictError, AddressNotInPoolError, TooSmallError: the first error met.
+            BlockNotEmptyError, AddressNotInPoolError, TooSmallError: the first error met.
         """
         async with self._lock, self._session(live=False, host=host) as session:
             await claiming.release(session, _network(cidr), must_be_empty=must_be_empty)
@@ -304,7 +304,7 @@ class Allocator:
         """Give up all blocks of a host (by default the owner). Goes on after an error.
 
         Raises:
-            BlockNotEmptyError, ClaimConflictError: the first error met.
+            BlockNotEmptyError: the first error met.
         """
         async with self._lock, self._session(live=False, host=host) as session:
             keys: list[BlockAffinityKey] = []

@@ -15,7 +15,7 @@ from calipy.ipam import affinity
 from calipy.ipam import block as blocks
 from calipy.ipam import pools as poolmath
 from calipy.ipam.assigning import owner_key
-from calipy.ipam.errors import AddressNotInPoolError, IPAMError, TooSmallError
+from calipy.ipam.errors import AddressNotInPoolError, ClaimConflictError, IPAMError, TooSmallError
 from calipy.ipam.pools import Pool
 from calipy.ipam.releasing import release_affinity
 from calipy.ipam.session import Attempts, Session
@@ -85,7 +85,7 @@ async def release(session: Session, network: Prefix, *, must_be_empty: bool) -> 
     """Give up every block of a CIDR that the owner has; goes on after an error and raises the first.
 
     Raises:
-        AddressNotInPoolError, TooSmallError, BlockNotEmptyError, ClaimConflictError.
+        AddressNotInPoolError, TooSmallError, BlockNotEmptyError.
     """
     await session.need_pools()
     _pool_around(network, session.view.pools)
@@ -99,11 +99,16 @@ async def release(session: Session, network: Prefix, *, must_be_empty: bool) -> 
 
 
 async def release_each(session: Session, keys: Iterable[BlockAffinityKey], *, must_be_empty: bool) -> None:
-    """Give up blocks one by one; goes on after an error and raises the first."""
+    """Give up blocks one by one; goes on after an error and raises the first.
+
+    A claim on somebody else's block is no error: it is gone now, which is what was asked for.
+    """
     first: IPAMError | None = None
     for key in keys:
         try:
             await release_affinity(session, key, must_be_empty=must_be_empty)
+        except ClaimConflictError:
+            continue
         except IPAMError as error:
             first = first or error
     if first is not None:

@@ -6,11 +6,9 @@ cases go through the same parsing and the same code.
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import ipaddress
 import json
-import os
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,11 +18,15 @@ import click
 from msgspec.structs import replace
 
 from calipy import clock
+from calipy.cli.session import current
 from calipy.datastore.ipam import IPAMConfig
 from calipy.datastore.store import Store
 from calipy.errors import CalipyError, InvalidInputError
 from calipy.ipam import audit, report, snapshot, splitting
 from calipy.ipam.allocator import DEFAULTS, Allocator
+
+CONFIG_FILE = "calipy.cli.ipam.config_file"
+"""Where a command's context keeps the configuration file that was given."""
 
 NOBODY = "calipy-cli"
 """Owner of no blocks: the command line only looks, releases and configures."""
@@ -92,24 +94,15 @@ def _do(action: Action, form: str = "table") -> None:
     if collected is not None:
         collected.actions.append(action)
         return
-    output = asyncio.run(_on_the_configured_store(action))
+    output = current(click.get_current_context().meta.get(CONFIG_FILE)).run(lambda client: action(Place(client.store)))
     print(output.shown(form), end="", file=sys.stderr if output.exit_code and form == "table" else sys.stdout)
     if output.exit_code:
         sys.exit(output.exit_code)
 
 
-async def _on_the_configured_store(action: Action) -> Output:
-    from calipy.datastore.connect import EtcdConfig, connect  # noqa: PLC0415 - start-up time of --help
-
-    store = connect(EtcdConfig.from_environment(os.environ, config_file=_config_file()))
-    try:
-        return await action(Place(store))
-    finally:
-        await store.close()
-
-
-def _config_file() -> Any:
-    return click.get_current_context().find_root().params.get("config_file")
+def _remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    del parameter
+    context.meta[CONFIG_FILE] = value
 
 
 async def invoke(place: Place, arguments: Sequence[str]) -> Output:
@@ -125,6 +118,13 @@ async def invoke(place: Place, arguments: Sequence[str]) -> Output:
     return outputs[-1] if outputs else Output()
 
 
+config_option = click.option(
+    "--config",
+    "config_file",
+    expose_value=False,
+    callback=_remember,
+    help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].",
+)
 output_option = click.option(
     "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
 )
@@ -141,6 +141,7 @@ def command() -> None:
 @click.option("--show-borrowed", is_flag=True, help="List addresses used by a node that does not own their block.")
 @click.option("--show-configuration", is_flag=True, help="Show the settings of address management.")
 @output_option
+@config_option
 def show(show_blocks: bool, address: str | None, show_borrowed: bool, show_configuration: bool, form: str) -> None:
     """Show how full the pools are, or who has an address.
 
@@ -149,7 +150,7 @@ def show(show_blocks: bool, address: str | None, show_borrowed: bool, show_confi
       calipy ipam show
       calipy ipam show --show-blocks
       calipy ipam show --ip 10.65.0.7
-    """  # noqa: D301 - click's mark for "do not wrap" is the character itself
+    """
     if address is not None:
         wanted = address
         _do(lambda place: _show_address(place, wanted), form)
@@ -272,6 +273,7 @@ async def _show_configuration(place: Place) -> Output:
     default=None,
     help="For KubeVirt's machines.",
 )
+@config_option
 def configure(
     strictaffinity: bool | None,
     max_blocks_per_host: int | None,
@@ -286,7 +288,7 @@ def configure(
     \b
     Examples:
       calipy ipam configure --strictaffinity=true --max-blocks-per-host=4
-    """  # noqa: D301 - as in show
+    """
     _do(
         lambda place: _configure(
             place, strictaffinity, max_blocks_per_host, ip_cooldown_seconds, kubevirt_ip_persistence
@@ -312,6 +314,7 @@ async def _configure(
 
 @command.command()
 @click.option("--ip", "address", default=None, help="The address to release.")
+@config_option
 def release(address: str | None) -> None:
     """Release an address that nobody uses any more.
 
@@ -333,6 +336,7 @@ async def _release(place: Place, address: str | None) -> Output:
 @click.argument("number", type=int)
 @click.option("--cidr", default=None, help="CIDR of the pool.")
 @click.option("--name", default=None, help="Name of the pool.")
+@config_option
 def split(number: int, cidr: str | None, name: str | None) -> None:
     """Cut a pool into NUMBER equal parts (a power of two). The datastore must be locked.
 
@@ -351,6 +355,7 @@ async def _split(place: Place, number: int, cidr: str | None, name: str | None) 
 @command.command()
 @click.option("--show-all-ips", is_flag=True, help="Also list every allocated address and who uses it.")
 @output_option
+@config_option
 def check(show_all_ips: bool, form: str) -> None:
     """Check that blocks, handles, affinities, endpoints and nodes fit together.
 
