@@ -125,7 +125,7 @@ def list_(namespace: str, output: str) -> None:
     click.echo(table(["NAMESPACE", "NAME", "ADDRESSES", "INTERFACE", "STATE", "NETNS", "LABELS"], rows))
 
 
-@command.command("exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@command.command("exec")
 @click.argument("name")
 @_NAMESPACE
 @click.argument("argv", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND [ARG]...")
@@ -143,7 +143,7 @@ def exec_(name: str, namespace: str, argv: tuple[str, ...]) -> None:
     record = Records().get(namespace, name)
     if record is None:
         raise NotFoundError(f"no workload {namespace}/{name} on this node", remedy="see `calipy workload list`")
-    netns.enter(netns.open_fd(record.netns))
+    netns.enter(netns.open_fd(record.netns))  # this process has no threads, and becomes the command
     try:
         os.execvp(argv[0], argv)  # noqa: S606 - the point of the command
     except OSError as error:
