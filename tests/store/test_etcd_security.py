@@ -123,10 +123,12 @@ async def test_server_of_another_authority(tls_etcd: EtcdServer, authority: Auth
     )
 
 
-async def test_server_of_another_name(tls_etcd: EtcdServer, authority: Authority):
+async def test_server_of_another_name(authority: Authority):
     """A certificate for another name or address is refused, and the reason said."""
-    url = tls_etcd.url.replace("127.0.0.1", "localhost")
-    assert "is for another name" in await refusal(url, client_tls(authority, authority))
+    certificate = authority.issue("elsewhere", "DNS:elsewhere,IP:192.0.2.1")
+    files = ServerTls(authority.directory / "ca.pem", certificate, certificate.with_suffix(".key"))
+    with EtcdServer(tls=files) as server:
+        assert "is for another name" in await refusal(server.url, client_tls(authority, authority))
 
 
 async def test_client_without_certificate(tls_etcd: EtcdServer, authority: Authority, stranger: Authority):
