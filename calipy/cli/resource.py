@@ -121,7 +121,7 @@ def document_of(resource: AnyResource, *, export: bool = False) -> dict[str, Any
 
     ``export`` leaves out what another cluster could not use.
     """
-    document = codec.write_resource(gojson.without_unknown(resource), note_name=False)
+    document = codec.write_resource(gojson.without_unknown(resource))
     if resource.stored_type is not None:
         document = {
             name: text for name, text in zip(("kind", "apiVersion"), resource.stored_type, strict=True) if text

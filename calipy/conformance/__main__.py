@@ -46,17 +46,18 @@ async def run(paths: Sequence[Path], url: str) -> tuple[list[CaseResult], list[s
     """Run all files below the paths.
 
     Returns:
-        The results, and a line for each group of files that no suite knows.
+        The results, and a line for each folder with files that no suite knows.
     """
     store = EtcdStore([url])
     bench = Bench(store)
     results: list[CaseResult] = []
     unknown: Counter[str] = Counter()
+    known = suites()
     try:
         await bench.open()
-        for path in _files(paths):
+        for path, top in _files(paths).items():
             document = _json(path)
-            suite = next((one for one in suites() if one.detect(path, document)), None)
+            suite = next((one for one in known if one.detect(path, document)), None)
             if suite is not None:
                 results += await suite.run(str(path), document, bench)
             elif isinstance(document, dict) and isinstance(document.get("cases"), list):
@@ -65,19 +66,25 @@ async def run(paths: Sequence[Path], url: str) -> tuple[list[CaseResult], list[s
                     for number, case in enumerate(document["cases"])
                 ]
             else:
-                unknown[str(path.parent)] += 1
+                unknown[str(top)] += 1
     finally:
         await bench.close()
         await store.close()
     return results, [f"{count} files of {folder}" for folder, count in unknown.items()]
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
-    found: list[Path] = []
+def _files(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Files to look at, and what reports call the place of those that nobody knows: the folder just below a path."""
+    found: dict[Path, Path] = {}
     for path in paths:
-        below = sorted(path.rglob("*")) if path.is_dir() else [path]
-        found += [file for file in below if file.is_file() and (file.suffix in _SUFFIXES or file == path)]
-    return list(dict.fromkeys(found))
+        if not path.is_dir():
+            found[path] = path
+            continue
+        for file in sorted(path.rglob("*")):
+            if file.is_file() and file.suffix in _SUFFIXES:
+                below = file.relative_to(path).parts
+                found[file] = path / below[0] if len(below) > 1 else path
+    return found
 
 
 def _json(path: Path) -> Any:

@@ -102,7 +102,7 @@ def read_document(document: Any, kind: str) -> Resource[Any, Any]:
 def encode(value: Value) -> bytes:
     """What to store for a value: the JSON Calico would write, and whatever unknown members it came with."""
     if isinstance(value, Resource):
-        return msgspec.json.encode(write_resource(value))
+        return msgspec.json.encode(write_resource(value, note_name=True))
     from calipy.datastore import ipam  # noqa: PLC0415 - as in decode
 
     match value:
@@ -116,10 +116,10 @@ def encode(value: Value) -> bytes:
             return ipam.encode_config(value)
 
 
-def write_resource(resource: Resource[Any, Any], *, note_name: bool = True) -> dict[str, Any]:
+def write_resource(resource: Resource[Any, Any], *, note_name: bool = False) -> dict[str, Any]:
     """The JSON object to store: without the revision, with the status where the kind always has one.
 
-    ``note_name=False`` leaves out the annotation that policies are stored with (what people see).
+    ``note_name`` adds the annotation that policies are stored with, and that nobody is shown.
     """
     if note_name and resource.kind in NAMED_POLICIES:
         resource = note_policy_name(resource)
