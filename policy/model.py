@@ -58,7 +58,8 @@ class Entity:
         selector: the side's address belongs to an endpoint or network set that matches; None = no condition.
         not_selector: it belongs to none that matches.
         nets, not_nets: canonical CIDRs; in one of them, in none of them.
-        ports, named_ports: the port is in one of either.
+        ports, named_ports: the port is in one of either. Without a protocol in the rule, a named port is whatever
+            protocol its endpoint gave it.
         not_ports, not_named_ports: the port is in none of either.
         service: namespace and name of a service whose endpoints are meant.
     """
@@ -271,8 +272,8 @@ def _rule(rule: RuleSpec, namespace: str, field: str) -> Rule:
     source = _entity(rule.source, namespace, f"{field}.source")
     destination = _entity(rule.destination, namespace, f"{field}.destination")
     for side, entity in (("source", source), ("destination", destination)):
-        has_ports = entity.ports or entity.named_ports or entity.not_ports or entity.not_named_ports
-        if has_ports and proto not in PORT_PROTOCOLS:
+        numbers, names = entity.ports or entity.not_ports, entity.named_ports or entity.not_named_ports
+        if (numbers and proto not in PORT_PROTOCOLS) or (names and proto not in {None, *PORT_PROTOCOLS}):
             raise InvalidInputError(
                 "ports need a protocol that has them",
                 field=f"{field}.{side}.ports",

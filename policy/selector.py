@@ -99,8 +99,14 @@ def set_id(prefix: str, text: str) -> str:
 
 
 def named_port_set_id(selector: Selector, protocol: str, port: str) -> str:
-    """Id of the ``ip,port`` set of endpoints that match ``selector`` and name ``port`` for a lower-case protocol."""
-    return set_id("n", f"{selector.unique_id()},{protocol},{port}")
+    """Id of the ``ip,port`` set of endpoints that match ``selector`` and name ``port`` for a protocol.
+
+    Args:
+        selector: of the endpoints.
+        protocol: ``tcp``, ``udp``, ``sctp``, or "" for whichever the endpoint says.
+        port: its name.
+    """
+    return set_id("n", f"{selector.unique_id()},{protocol or 'none'},{port}")
 
 
 def service_set_id(namespace: str, name: str, *, with_ports: bool) -> str:

@@ -23,7 +23,7 @@ class SetSpec:
 
     Attributes:
         selector: of its members; None for sets that nothing can be in (services, which etcd does not have).
-        protocol, port: of ``ip,port`` sets: the named port.
+        protocol, port: of ``ip,port`` sets: the named port; protocol "" takes whichever the endpoint gave it.
     """
 
     id: str
@@ -40,9 +40,9 @@ class SetSpec:
 
     def _ports(self, member: Member) -> Iterator[str]:
         for named in member.ports:
-            if named.name == self.port and named.protocol == self.protocol:
+            if named.name == self.port and self.protocol in {"", named.protocol}:
                 for address in member.nets:
-                    yield f"{address},{self.protocol}:{named.port}"
+                    yield f"{address},{named.protocol}:{named.port}"
 
 
 class _Set:

@@ -74,8 +74,9 @@ class RuleScanner:
 
     def _port_set(self, entity: model.Entity, protocol: str | int | None, port: str) -> str:
         selector = entity.selector or ALL
-        ident = named_port_set_id(selector, str(protocol), port)
-        self._specs.setdefault(ident, SetSpec(ident, "ip,port", selector, str(protocol), port))
+        name = "" if protocol is None else str(protocol)
+        ident = named_port_set_id(selector, name, port)
+        self._specs.setdefault(ident, SetSpec(ident, "ip,port", selector, name, port))
         return ident
 
 
