@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from calipy.cli import manifest, render, tables
 from calipy.cli.kindnames import kind_of
-from calipy.cli.session import check_release, current
+from calipy.cli.session import check_release, current, wait_for_datastore
 from calipy.datastore import codec, gojson
 from calipy.datastore.client import AnyResource, Client
 from calipy.datastore.keys import NAMESPACED
@@ -143,11 +143,14 @@ def _file_command(name: str, text: str, done: str, verb: Verb, *, extra: Sequenc
         namespace: str | None,
         config_file: str | None,
         allow_version_mismatch: bool,
+        wait: float,
         skip_exists: bool = False,
     ) -> None:
         resources = manifest.read(_read_file(filename), namespace=namespace or "")
 
         async def work(client: Client) -> int:
+            if wait:
+                await wait_for_datastore(client, wait)
             await check_release(client, allow_mismatch=allow_version_mismatch)
             await client.ensure_initialised()
             return await _each(client, resources, verb, done, ignore=AlreadyExistsError if skip_exists else ())
@@ -164,6 +167,13 @@ _FILE_OPTIONS: Final = (
         ["--config", "config_file"], help="Datastore configuration file [default: /etc/calico/calicoctl.cfg]."
     ),
     click.Option(["--allow-version-mismatch"], is_flag=True, help="Work on a datastore of an older release too."),
+    click.Option(
+        ["--wait"],
+        type=click.FloatRange(min=0),
+        default=0.0,
+        metavar="SECONDS",
+        help="Wait so long for a datastore that does not answer yet.",
+    ),
 )
 
 

@@ -14,10 +14,14 @@ from typing import Any, TypeVar
 
 import click
 
+from calipy import clock
 from calipy.datastore.client import Client
-from calipy.errors import InvalidInputError
+from calipy.errors import InvalidInputError, UnavailableError
 
 T = TypeVar("T")
+
+WAIT_STEP = 0.5
+"""Seconds between two looks at a datastore that does not answer."""
 
 TARGET_RELEASE = (3, 32)
 """First release of Calico whose layout (names of policies) is ours."""
@@ -63,6 +67,24 @@ def current(config_file: str | None = None) -> Session:
     if context is not None and isinstance(context.obj, Session):
         return context.obj
     return Session(config_file)
+
+
+async def wait_for_datastore(client: Client, seconds: float) -> None:
+    """Return once the datastore answers, at the latest after ``seconds``; refused credentials end it at once.
+
+    Raises:
+        UnavailableError: it still does not answer.
+    """
+    deadline = clock.monotonic() + seconds
+    while True:
+        try:
+            await client.get("ClusterInformation", "default")
+        except UnavailableError:
+            if clock.monotonic() >= deadline:
+                raise
+            await asyncio.sleep(WAIT_STEP)
+        else:
+            return
 
 
 async def check_release(client: Client, *, allow_mismatch: bool) -> None:

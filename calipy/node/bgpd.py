@@ -1,13 +1,11 @@
-"""bgpd as a process of this node: configuration in, signals handled, ``calipy.bgp.daemon`` does the work."""
+"""bgpd as a process of this node: configuration in; ``calipy.bgp.daemon`` does the work."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 from pathlib import Path
 
-from calipy.bgp.daemon import Bgpd, Options
+from calipy.bgp import daemon
 from calipy.datastore.connect import EtcdConfig, connect
 from calipy.node.settings import NodeSettings
 from calipy.node.supervisor import SUPERVISED
@@ -22,15 +20,5 @@ async def run(settings: NodeSettings, config_file: str | None) -> int:
     path = Path(config_file) if config_file else None
     store = connect(EtcdConfig.from_environment(os.environ, config_file=path))
     # Alone beside a real Felix nobody else writes the blackholes of our blocks: BIRD did, so we do.
-    options = Options(router_id=settings.router_id, blackholes=SUPERVISED not in os.environ)
-    work = asyncio.create_task(Bgpd(store, settings.name, options).run())
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, work.cancel)
-    try:
-        await work
-    except asyncio.CancelledError:
-        return 0
-    finally:
-        await store.close()
-    return 1
+    options = daemon.Options(router_id=settings.router_id, blackholes=SUPERVISED not in os.environ)
+    return await daemon.main(store, settings.name, options)
