@@ -164,7 +164,8 @@ class Dataplane:
         now = self._clock()
         report.seconds = now - started
         if report.errors:
-            self._backoff.failed(now)
+            if self._backoff.due(started):
+                self._backoff.failed(now)
             _logger.error("cannot bring the kernel in line; trying again", errors=report.errors[:5])
         else:
             self._backoff.succeeded()
@@ -174,7 +175,7 @@ class Dataplane:
                 _logger.warning("drift healed", **difference._asdict())
         return report
 
-    async def sweep_other_backend(self) -> None:
+    async def _sweep_other_backend(self) -> None:
         """Remove our chains from the iptables backend that is not in use, where an earlier run left them."""
         other: BackendName = "legacy" if self.backend == "nft" else "nft"
         if not (await backend.evidence(other, self._families)).ours:
@@ -302,14 +303,16 @@ class Dataplane:
     async def _apply(self, report: ApplyReport, now: float) -> None:
         assert self._iptables is not None
         await self._refresh(report, self._iptables, now)
-        if self._refused and self._backoff.deadline is not None and self._backoff.deadline <= now:
+        if self._refused and self._backoff.due(now):
             for renderer in self._renderers.values():
                 for table in renderer.tables.values():
                     table.forgive()
         self._set_failures = await self._ipsets.write()
         report.errors += [f"ip set {name}: {why}" for name, why in self._set_failures.items()]
         written = await self._iptables.write()
-        self._first_write = False
+        if self._first_write:
+            self._first_write = False
+            await self._sweep_other_backend()
         self._refused = written.refused
         report.changed = len(written.changed)
         report.errors += [f"{place}: {why}" for place, why in written.refused.items()]

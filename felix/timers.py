@@ -45,6 +45,10 @@ class Backoff:
         self._failures = min(self._failures + 1, 32)
         self.deadline = now + pause * (1 + random.uniform(-_JITTER, _JITTER))  # noqa: S311 - not a secret
 
+    def due(self, now: float) -> bool:
+        """Whether it is time for an attempt: nothing has failed, or the pause is over."""
+        return self.deadline is None or self.deadline <= now
+
     def succeeded(self) -> None:
         """It worked: nothing to try again."""
         self._failures = 0

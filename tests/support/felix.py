@@ -1,0 +1,229 @@
+"""A node with pods in network namespaces, and the real Felix in it, driven by ``Changes`` that the test writes."""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import pickle
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calipy.felix.daemon import FelixStatus
+from calipy.felix.messages import (
+    ActivePolicy,
+    ActiveProfile,
+    Changes,
+    EndpointID,
+    PolicyID,
+    Rule,
+    TierInfo,
+    WorkloadEndpoint,
+)
+from calipy.kernel import netns as kernel_netns
+from calipy.net import HOST_LINK_LOCAL, HOST_MAC, POD_GATEWAY
+from tests.support.netns import Namespace, connect
+
+ALLOW_ALL = ActiveProfile("open", (Rule("allow"),), (Rule("allow"),))
+
+
+def until(condition: Callable[[], Any], *, timeout: float = 10.0) -> Any:
+    """The first true value of ``condition``; fails when the time is up."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"never true: {condition}"
+        time.sleep(0.02)
+    return value
+
+
+class Pod:
+    """A namespace with ``eth0`` set up as Calico's CNI plugin does, its host end in the node."""
+
+    def __init__(self, node: Namespace, namespace: Namespace, number: int, interface: str) -> None:
+        self.ns = namespace
+        self.interface = interface
+        self.address = f"10.65.0.{number}"
+        self.address6 = f"fd65::{number:x}"
+        self.mac = f"02:00:00:00:00:{number:02x}"
+        self.id = EndpointID("k8s", f"ns1/pod{number}", "eth0")
+        connect(node, namespace, names=(interface, "eth0"))
+        node.links.set_mac(interface, HOST_MAC)
+        namespace.links.set_mac("eth0", self.mac)
+        namespace.address("eth0", f"{self.address}/32")
+        namespace.links.add_address("eth0", ipaddress.ip_interface(f"{self.address6}/128"), dad=False)
+        namespace.run("ip", "route", "add", POD_GATEWAY, "dev", "eth0", "scope", "link")
+        namespace.run("ip", "route", "add", "default", "via", POD_GATEWAY, "dev", "eth0")
+        namespace.run("ip", "-6", "route", "add", "default", "via", HOST_LINK_LOCAL, "dev", "eth0")
+        namespace.run(
+            "ip", "-6", "neigh", "add", HOST_LINK_LOCAL, "lladdr", HOST_MAC, "dev", "eth0", "nud", "permanent"
+        )
+        namespace.call(_no_redirects)
+
+    def endpoint(
+        self, tiers: tuple[TierInfo, ...] = (), profiles: tuple[str, ...] = ("open",), **changed: Any
+    ) -> WorkloadEndpoint:
+        """Its workload endpoint."""
+        nets = (f"{self.address}/32", f"{self.address6}/128")
+        values = {"mac": self.mac, "nets": nets, "tiers": tiers, "profiles": profiles, **changed}
+        return WorkloadEndpoint(self.id, self.interface, **values)
+
+
+def _no_redirects() -> None:
+    Path("/proc/sys/net/ipv4/conf/all/accept_redirects").write_text("0", "ascii")
+
+
+class FelixProcess:
+    """A child process that runs Felix inside a namespace."""
+
+    def __init__(self, node: Namespace, config: dict[str, str]) -> None:
+        child = Path(__file__).with_name("felix_child.py")
+        argument = base64.b64encode(pickle.dumps(config)).decode()
+        self.process = subprocess.Popen(
+            ["ip", "netns", "exec", node.path.name, sys.executable, str(child), argument],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+
+    def ask(self, command: str, argument: Any = None) -> Any:
+        """One request, one answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(base64.b64encode(pickle.dumps((command, argument))) + b"\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        assert answer, "Felix has ended"
+        return pickle.loads(base64.b64decode(answer))
+
+    def send(self, **changes: Any) -> None:
+        """Changes, as one flush of the graph."""
+        self.ask("changes", Changes(**{"in_sync": True, **changes}))
+
+    def status(self) -> FelixStatus:
+        """Felix's own view."""
+        status: FelixStatus = self.ask("status")
+        return status
+
+    def settle(self) -> FelixStatus:
+        """Wait until everything sent so far has been applied without errors."""
+        before = self.status().applied_at
+        return until(lambda: (s := self.status()).ready and s.applied_at != before and s)
+
+    def wait(self, *pods: Pod, timeout: float = 10.0) -> None:
+        """Wait until the pods' endpoints are programmed."""
+        for pod in pods:
+            assert self.ask("wait", (pod.id, timeout)), (pod.interface, self.status())
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe:
+                pipe.close()
+
+    def stop(self) -> None:
+        """End of input: Felix ends as with SIGTERM."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(10)
+        if self.process.stdout:
+            self.process.stdout.close()
+
+
+class Node:
+    """A node: a namespace with an uplink to a "world" namespace."""
+
+    def __init__(self, make_netns: Callable[..., Namespace]) -> None:
+        self._make = make_netns
+        self.ns = make_netns("node")
+        self.world = make_netns("world")
+        self.ns.call(Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text, "0", "ascii")
+        connect(self.ns, self.world, ("172.16.0.1/24", "172.16.0.2/24"), ("fd16::1/64", "fd16::2/64"))
+        self.ns.run("ip", "route", "add", "default", "via", "172.16.0.2")
+        self.ns.run("ip", "-6", "route", "add", "default", "via", "fd16::2")
+        self.world.run("ip", "route", "add", "10.65.0.0/16", "via", "172.16.0.1")
+        self.world.run("ip", "-6", "route", "add", "fd65::/64", "via", "fd16::1")
+        self.pods: list[Pod] = []
+        self._processes: list[FelixProcess] = []
+
+    def pod(self, interface: str = "") -> Pod:
+        """One more pod."""
+        number = len(self.pods) + 2
+        pod = Pod(self.ns, self._make(f"pod{number}"), number, interface or f"cali{number:07x}")
+        self.pods.append(pod)
+        return pod
+
+    def felix(self, **config: str) -> FelixProcess:
+        """Start Felix with these parameters."""
+        self._processes.append(FelixProcess(self.ns, config))
+        return self._processes[-1]
+
+    def rules(self, backend: str = "nft", table: str = "filter", family: int = 4) -> str:
+        """``iptables-save`` of one table."""
+        return self.ns.run(f"{'iptables' if family == 4 else 'ip6tables'}-{backend}-save", "-t", table)
+
+    def close(self) -> None:
+        for process in self._processes:
+            if process.process.poll() is None:
+                process.kill()
+
+
+@pytest.fixture
+def node(make_netns: Callable[..., Namespace]) -> Iterator[Node]:
+    """A node without pods."""
+    made = Node(make_netns)
+    yield made
+    made.close()
+
+
+def policy(name: str, inbound: Iterable[Rule] = (), outbound: Iterable[Rule] = (), **values: Any) -> ActivePolicy:
+    """A global policy in the default tier."""
+    identity = PolicyID("GlobalNetworkPolicy", "", name)
+    return ActivePolicy(identity, "default", tuple(inbound), tuple(outbound), **values)
+
+
+def tier(
+    *policies: ActivePolicy, name: str = "default", action: str = "Deny", ingress: bool = True, egress: bool = False
+) -> TierInfo:
+    """A tier in which all the policies apply to the given directions."""
+    ids = tuple(item.id for item in policies)
+    return TierInfo(name, action, ids if ingress else (), ids if egress else ())  # type: ignore[arg-type]
+
+
+def reaches(source: Namespace, address: str, port: int, *, source_address: str = "", timeout: float = 0.6) -> bool:
+    """Whether a TCP connection opens from inside a namespace; being refused counts, the answer came back."""
+
+    def connect_once() -> bool:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.settimeout(timeout)
+            if source_address:
+                sock.bind((source_address, 0))
+            try:
+                sock.connect((address, port))
+            except ConnectionRefusedError:
+                return True
+            except OSError:
+                return False
+            return True
+
+    result: bool = kernel_netns.run_in(source.fd, connect_once)
+    return result
+
+
+def pings(source: Namespace, address: str) -> bool:
+    """Whether one of two pings from inside a namespace is answered."""
+    done = kernel_netns.run_in(
+        source.fd,
+        subprocess.run,
+        ["ping", "-n", "-c", "2", "-i", "0.1", "-W", "0.5", address],
+        capture_output=True,
+        check=False,
+    )
+    return done.returncode == 0

@@ -1,0 +1,304 @@
+"""Endpoint, group, dispatch and static chains, and what a change renders again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from calipy.felix.config import FelixConfig
+from calipy.felix.messages import (
+    ActivePolicy,
+    ActiveProfile,
+    Changes,
+    EndpointID,
+    PolicyID,
+    Pool,
+    Rule,
+    TierInfo,
+    WorkloadEndpoint,
+)
+from calipy.felix.render import syntax
+from calipy.felix.render.dispatch import dispatch_chains
+from calipy.felix.render.names import group_chain, workload_chain
+from calipy.felix.render.renderer import Renderer
+from calipy.felix.render.rule import Chain
+from calipy.felix.render.rule import Rule as TableRule
+
+CONFIG = FelixConfig()
+
+
+def policy_id(name: str) -> PolicyID:
+    return PolicyID("GlobalNetworkPolicy", "", name)
+
+
+def active(name: str, **values: Any) -> ActivePolicy:
+    return ActivePolicy(policy_id(name), "default", (Rule("allow"),), (Rule("allow"),), **values)
+
+
+def endpoint(number: int, *tiers: TierInfo, interface: str = "", **values: Any) -> WorkloadEndpoint:
+    identity = EndpointID("k8s", f"ns1/p{number}", "eth0")
+    name = interface or f"cali{number:04x}"
+    values = {"mac": "", "nets": (f"10.0.0.{number}/32",), "profiles": ("kns.ns1",), **values}
+    return WorkloadEndpoint(identity, name, tiers=tiers, **values)
+
+
+def ingress(*names: str, action: Any = "Deny", tier: str = "default") -> TierInfo:
+    return TierInfo(tier, action, tuple(policy_id(name) for name in names), ())
+
+
+def changes(*endpoints: WorkloadEndpoint, policies: tuple[ActivePolicy, ...] = (), **values: Any) -> Changes:
+    return Changes(
+        policies={policy.id: policy for policy in policies},
+        profiles={"kns.ns1": ActiveProfile("kns.ns1", (Rule("allow"),), (Rule("allow"),))},
+        endpoints={item.id: item for item in endpoints},
+        **values,
+    )
+
+
+def rendered(renderer: Renderer, chain: str, table: Any = "filter") -> list[str]:
+    found = renderer.tables[table].content(chain)
+    assert found is not None, chain
+    return [rule.body for rule in found.rules]
+
+
+def test_workload_chain_as_in_the_worked_example() -> None:
+    """One pod, one policy in tier default, one profile: the rules that Felix writes."""
+    renderer = Renderer(4, CONFIG)
+    renderer.update(changes(endpoint(0x1234, ingress("web")), policies=(active("web"),)))
+    assert rendered(renderer, "cali-tw-cali1234") == [
+        "-m conntrack --ctstate RELATED,ESTABLISHED --jump ACCEPT",
+        "-m conntrack --ctstate INVALID --jump DROP",
+        "--jump MARK --set-mark 0/0x30000",
+        '-m comment --comment "Start of tier default" --jump MARK --set-mark 0/0x20000',
+        "-m mark --mark 0/0x20000 --jump cali-pi-gnp/web",
+        '-m comment --comment "Return if policy accepted" -m mark --mark 0x10000/0x10000 --jump RETURN',
+        (
+            '-m comment --comment "End of tier default. Drop if no policies passed packet"'
+            " -m mark --mark 0/0x20000 --jump DROP"
+        ),
+        "--jump cali-pri-kns.ns1",
+        '-m comment --comment "Return if profile accepted" -m mark --mark 0x10000/0x10000 --jump RETURN',
+        '-m comment --comment "Drop if no profiles matched" --jump DROP',
+    ]
+    egress = rendered(renderer, "cali-fw-cali1234")
+    assert any("--destination-ports 4789 --jump DROP" in rule for rule in egress)
+    assert any("-p 4 --jump DROP" in rule for rule in egress)
+    assert not any("tier" in rule for rule in egress)
+
+
+def test_end_of_tier_drop_depends_on_action_and_staged_policies() -> None:
+    """Pass tiers do not drop; a tier of staged policies only is not there; one enforced policy is enough to drop."""
+    renderer = Renderer(4, CONFIG)
+    staged, live = active("staged", staged=True), active("live")
+    for tier, expected in (
+        (ingress("live", action="Pass"), (True, False)),
+        (ingress("staged"), (False, False)),
+        (ingress("staged", "live"), (True, True)),
+    ):
+        renderer.update(changes(endpoint(1, tier), policies=(staged, live)))
+        rules = rendered(renderer, "cali-tw-cali0001")
+        assert any("Start of tier" in rule for rule in rules) is expected[0]
+        assert any("End of tier" in rule for rule in rules) is expected[1]
+        assert not any("staged" in rule for rule in rules)
+
+
+def test_disabled_endpoint_is_a_single_drop() -> None:
+    """Admin down: nothing passes, established or not."""
+    renderer = Renderer(4, CONFIG)
+    renderer.update(changes(endpoint(1, admin_up=False)))
+    assert rendered(renderer, "cali-tw-cali0001") == ['-m comment --comment "Endpoint admin disabled" --jump DROP']
+
+
+def test_policies_with_one_selector_form_a_group() -> None:
+    """Consecutive ones share a chain that ends with the first verdict, checked before each jump and every fifth."""
+    renderer = Renderer(4, CONFIG)
+    names = [f"p{n}" for n in range(7)]
+    policies = tuple(active(name, selector="all()") for name in names)
+    other = active("other", selector="x == 'y'")
+    renderer.update(changes(endpoint(1, ingress(*names, "other")), policies=(*policies, other)))
+    group = group_chain("all()", "ingress", tuple(policy.id for policy in policies))
+    endpoint_rules = rendered(renderer, "cali-tw-cali0001")
+    assert sum("--jump cali-gi-" in rule for rule in endpoint_rules) == 1
+    assert any("--jump cali-pi-gnp/other" in rule for rule in endpoint_rules)
+    rules = rendered(renderer, group)
+    assert rules[0] == "--jump cali-pi-gnp/p0"
+    assert rules[1] == "-m mark --mark 0/0x30000 --jump cali-pi-gnp/p1"
+    assert rules[5] == '-m comment --comment "Return on verdict" -m mark ! --mark 0/0x30000 --jump RETURN'
+    assert rules[6] == "--jump cali-pi-gnp/p5"
+    renderer.update(Changes(policies={policies[0].id: active("p0", selector="changed")}))
+    assert renderer.tables["filter"].content(group) is None
+    assert any("--jump cali-pi-gnp/p0" in rule for rule in rendered(renderer, "cali-tw-cali0001"))
+
+
+def test_groups_live_as_long_as_an_endpoint_uses_them() -> None:
+    """Two endpoints share a group; it goes with the last of them."""
+    renderer = Renderer(4, CONFIG)
+    policies = (active("a", selector="all()"), active("b", selector="all()"))
+    one, two = endpoint(1, ingress("a", "b")), endpoint(2, ingress("a", "b"))
+    renderer.update(changes(one, two, policies=policies))
+    group = group_chain("all()", "ingress", (policies[0].id, policies[1].id))
+    renderer.update(Changes(endpoints={one.id: None}))
+    assert renderer.tables["filter"].content(group) is not None
+    renderer.update(Changes(endpoints={two.id: None}))
+    assert renderer.tables["filter"].content(group) is None
+    assert renderer.tables["filter"].content("cali-pi-gnp/a") is None
+
+
+def test_missing_policy_and_profile_chains_drop() -> None:
+    """What an endpoint leads to but nobody has sent drops everything, and comes alive when it is sent."""
+    renderer = Renderer(4, CONFIG)
+    item = endpoint(1, ingress("web"), profiles=("absent",))
+    renderer.update(Changes(endpoints={item.id: item}))
+    for chain in ("cali-pi-gnp/web", "cali-pri-absent"):
+        assert rendered(renderer, chain)[0].endswith("--jump DROP")
+    renderer.update(Changes(policies={policy_id("web"): active("web")}))
+    assert not rendered(renderer, "cali-pi-gnp/web")[0].endswith("--jump DROP")
+
+
+def test_two_endpoints_on_one_interface() -> None:
+    """The first by id has it; when it goes the other takes over without a moment of nobody."""
+    renderer = Renderer(4, CONFIG)
+    first, second = endpoint(1, interface="calix"), endpoint(2, interface="calix", admin_up=False)
+    renderer.update(changes(second))
+    renderer.update(changes(first))
+    assert len(rendered(renderer, "cali-tw-calix")) > 1
+    renderer.update(Changes(endpoints={first.id: None}))
+    assert len(rendered(renderer, "cali-tw-calix")) == 1
+    renderer.update(Changes(endpoints={second.id: None}))
+    assert renderer.tables["filter"].content("cali-tw-calix") is None
+
+
+def tree(*names: str) -> dict[str, list[str]]:
+    end = (TableRule("", syntax.DROP, ("Unknown interface",)),)
+    chains = dispatch_chains(
+        "cali-from-wl-dispatch",
+        names,
+        match=syntax.from_interface,
+        target=lambda name: workload_chain(name, "egress"),
+        end=end,
+    )
+    return {chain.name: [rule.body for rule in chain.rules] for chain in chains}
+
+
+def walk(chains: dict[str, list[str]], interface: str) -> str:
+    """The endpoint chain that a packet of the interface ends in, or DROP."""
+    chain = "cali-from-wl-dispatch"
+    while True:
+        for rule in chains[chain]:
+            words = rule.split()
+            if "--in-interface" not in words:
+                return words[-1]
+            pattern = words[words.index("--in-interface") + 1]
+            if pattern == interface or (pattern.endswith("+") and interface.startswith(pattern[:-1])):
+                break
+        if words[-1] not in chains:
+            return words[-1]
+        chain = words[-1]
+
+
+def test_dispatch_tree_is_felixs_for_few_interfaces() -> None:
+    """Names are binned by the character behind their common beginning; a bin of one stays in the root."""
+    drop = '-m comment --comment "Unknown interface" --jump DROP'
+    assert tree() == {"cali-from-wl-dispatch": [drop]}
+    assert tree("cali12", "cali13", "cali2") == {
+        "cali-from-wl-dispatch": [
+            "--in-interface cali1+ --goto cali-from-wl-dispatch-1",
+            "--in-interface cali2 --goto cali-fw-cali2",
+            drop,
+        ],
+        "cali-from-wl-dispatch-1": [
+            "--in-interface cali12 --goto cali-fw-cali12",
+            "--in-interface cali13 --goto cali-fw-cali13",
+            drop,
+        ],
+    }
+
+
+@pytest.mark.parametrize("count", [1, 2, 17, 300, 1500])
+def test_every_interface_finds_its_chain_and_others_drop(count: int) -> None:
+    """Whatever the size and depth of the tree; no chain grows beyond what one packet can afford."""
+    names = [f"cali{number * 2654435761 % 2**44:011x}" for number in range(count)]
+    chains = tree(*names)
+    assert all(walk(chains, name) == f"cali-fw-{name}" for name in names)
+    assert walk(chains, "cali-unknown") == "DROP"
+    assert walk(chains, names[0][:-1]) == "DROP"
+    assert max(len(rules) for rules in chains.values()) <= 18
+    assert all(len(name) <= 28 for name in chains)
+
+
+def test_names_that_begin_with_another_name() -> None:
+    """An interface whose name is the beginning of others is found as well as they are."""
+    names = ["cali", "cali1", "cali12", "cali123", "cali124", "cali2"]
+    chains = tree(*names)
+    assert all(walk(chains, name) == f"cali-fw-{name}" for name in names)
+
+
+def test_one_more_pod_touches_its_own_chains_and_its_bin() -> None:
+    """Of a thousand pods' chains the two of the new one and at most a few dispatch chains become dirty."""
+    renderer = Renderer(4, CONFIG)
+    web = active("web")
+    renderer.update(changes(*(endpoint(n * 61 % 65536, ingress("web")) for n in range(1000)), policies=(web,)))
+    table = renderer.tables["filter"]
+    table.dirty.clear()
+    new = endpoint(0xFFFF, ingress("web"))
+    renderer.update(Changes(endpoints={new.id: new}))
+    assert len(table.dirty) <= 2 + 2 * 3
+    table.dirty.clear()
+    renderer.update(Changes(policies={web.id: active("web", selector="same")}))
+    renderer.update(Changes(policies={web.id: ActivePolicy(web.id, "default", (Rule("deny"),), (), selector="same")}))
+    assert table.dirty == {"cali-pi-gnp/web"}
+
+
+def test_static_chains_of_each_table() -> None:
+    """Host and workload paths as Felix has them, per family."""
+    four, six = Renderer(4, CONFIG), Renderer(6, CONFIG)
+    assert rendered(four, "cali-FORWARD") == [
+        "--jump MARK --set-mark 0/0x1a0000",
+        "--in-interface cali+ --jump cali-from-wl-dispatch",
+        "--out-interface cali+ --jump cali-to-wl-dispatch",
+    ]
+    assert rendered(four, "cali-wl-to-host")[-1].endswith("--jump DROP")
+    assert len(rendered(six, "cali-wl-to-host")) == len(rendered(four, "cali-wl-to-host")) + 6
+    assert any("rpfilter --invert --validmark --jump DROP" in rule for rule in rendered(four, "cali-PREROUTING", "raw"))
+    assert rendered(four, "cali-nat-outgoing", "nat") == []
+
+
+def test_nat_outgoing_exists_with_the_first_pool_that_wants_it() -> None:
+    """Per family; ports and addresses as configured."""
+    renderer = Renderer(4, CONFIG)
+    renderer.update(Changes(pools={"fd00::/64": Pool("fd00::/64", nat_outgoing=True)}))
+    assert rendered(renderer, "cali-nat-outgoing", "nat") == []
+    renderer.update(Changes(pools={"10.0.0.0/16": Pool("10.0.0.0/16", nat_outgoing=True)}))
+    assert rendered(renderer, "cali-nat-outgoing", "nat") == [
+        (
+            "-m set --match-set cali40masq-ipam-pools src -m set ! --match-set cali40network-ip-pools dst"
+            " --jump MASQUERADE --random-fully"
+        )
+    ]
+    renderer.update(Changes(pools={"10.0.0.0/16": None}))
+    assert rendered(renderer, "cali-nat-outgoing", "nat") == []
+    ports = Renderer(4, FelixConfig.from_parameters({"NATPortRange": "30000:40000"}))
+    ports.update(Changes(pools={"10.0.0.0/16": Pool("10.0.0.0/16", nat_outgoing=True)}))
+    rules = rendered(ports, "cali-nat-outgoing", "nat")
+    assert len(rules) == 5
+    assert "--to-ports 30000-40000" in rules[0]
+    assert rules[1].endswith("--jump RETURN")
+
+
+def test_rendering_again_is_the_same_whatever_the_order() -> None:
+    """Output depends on present state only."""
+    web, db = active("web", selector="all()"), active("db", selector="all()")
+    one, two = endpoint(1, ingress("web", "db")), endpoint(2, ingress("db"))
+    forward, backward = Renderer(4, CONFIG), Renderer(4, CONFIG)
+    forward.update(changes(one, two, policies=(web, db)))
+    backward.update(Changes(endpoints={two.id: two}))
+    third = endpoint(9, ingress("web"))
+    backward.update(Changes(endpoints={third.id: third}))
+    backward.update(Changes(endpoints={one.id: one, third.id: None}))
+    backward.update(changes(policies=(db, web)))
+
+    def content(renderer: Renderer) -> set[Chain]:
+        return set(renderer.tables["filter"].programmed())
+
+    assert content(forward) == content(backward)
