@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not CASES, reason="no conformance data; set CALI
 
 @pytest.mark.parametrize("file", ["selectors/selectors.json", "k8s-conversion/conversion.json"])
 async def test_selectors_and_conversion(file: str) -> None:
-    """Expressions, set ids, policies, namespaces, service accounts and names come out as Calico's own tools make them."""
+    """Expressions, ids, policies, namespaces, accounts and names come out as from Calico's own tools."""
     path = ROOT / "datastore" / file
     document = json.loads(path.read_text())
     [suite] = [suite for suite in suites() if suite.detect(path, document)]
