@@ -17,7 +17,7 @@ from typing import Final, TypeAlias
 
 from calipy.errors import InvalidInputError, KernelError
 from calipy.kernel import netlink
-from calipy.kernel.netlink import NetlinkSocket, Reply
+from calipy.kernel.netlink import NetlinkSocket
 from calipy.net import Family, IPAddress
 
 RTM_NEWLINK: Final = 16
@@ -160,8 +160,8 @@ class Links:
     def list_links(self) -> list[Link]:
         """All interfaces, by index. Cost: O(interfaces)."""
         body = _IFINFOMSG.pack(0, 0, 0, 0, 0) + netlink.attribute_u32(_IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
-        replies = self._netlink.dump("list interfaces", netlink.message(_RTM_GETLINK, 0, body))
-        return sorted((decode_link(body) for _, body in replies), key=lambda link: link.index)
+        bodies = self._netlink.dump("list interfaces", netlink.message(_RTM_GETLINK, 0, body))
+        return sorted((decode_link(body) for body in bodies), key=lambda link: link.index)
 
     def get_link(self, name: str) -> Link | None:
         """The interface of that name (or alternative name), or None."""
@@ -173,7 +173,7 @@ class Links:
             if error.code == errno.ENODEV:
                 return None
             raise
-        return decode_link(reply.body)
+        return decode_link(reply)
 
     def link_index(self, name: str) -> int:
         """Index of the interface of that name."""
@@ -256,10 +256,10 @@ class Links:
         af = 0 if family is None else _family(family)
         index = 0 if interface is None else self._netlink.index_of(interface)
         body = _IFADDRMSG.pack(af, 0, 0, 0, index)
-        replies = self._netlink.dump("list addresses", netlink.message(_RTM_GETADDR, 0, body))
+        bodies = self._netlink.dump("list addresses", netlink.message(_RTM_GETADDR, 0, body))
         names: dict[int, str] = {}
         found: list[LinkAddress] = []
-        for _, data in replies:
+        for data in bodies:
             number = address_index(data)
             if number not in names:
                 names[number] = self._netlink.name_of(number)
@@ -304,8 +304,8 @@ class Links:
         body = _NDMSG.pack(0, 0, 0, 0, 0)
         if index:
             body += netlink.attribute_u32(8, index)
-        replies = self._netlink.dump("list neighbours", netlink.message(_RTM_GETNEIGH, 0, body))
-        return [entry for reply in replies if (entry := self._neighbour(reply))]
+        bodies = self._netlink.dump("list neighbours", netlink.message(_RTM_GETNEIGH, 0, body))
+        return [entry for body in bodies if (entry := self._neighbour(body))]
 
     def set_neighbours(self, neighbours: Sequence[Neighbour]) -> list[int]:
         """Write entries in bulk, replacing those of the same interface and address.
@@ -331,9 +331,9 @@ class Links:
         body = _IFINFOMSG.pack(0, 0, index, flags, flags | mask) + attributes
         self._netlink.execute(f"{doing} interface {name}", netlink.message(RTM_NEWLINK, 0, body))
 
-    def _neighbour(self, reply: Reply) -> Neighbour | None:
-        _family, index, state, _flags, _kind = _NDMSG.unpack_from(reply.body)
-        found = netlink.attributes(reply.body, _NDMSG.size)
+    def _neighbour(self, body: bytes) -> Neighbour | None:
+        _family, index, state, _flags, _kind = _NDMSG.unpack_from(body)
+        found = netlink.attributes(body, _NDMSG.size)
         if _NDA_DST not in found:
             return None
         mac = format_mac(found.get(_NDA_LLADDR, b""))

@@ -15,7 +15,7 @@ import socket
 import struct
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from calipy.errors import KernelError
 from calipy.kernel import netns
@@ -97,13 +97,6 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
-class Reply(NamedTuple):
-    """One message from the kernel: its type and what follows the netlink header."""
-
-    kind: int
-    body: bytes
-
-
 class NetlinkSocket:
     """A route netlink socket, in the calling thread's network namespace or in a given one.
 
@@ -155,8 +148,8 @@ class NetlinkSocket:
             if code:
                 raise _refused(doing, code, explanation)
 
-    def get(self, doing: str, request: bytes) -> Reply:
-        """The kernel's one reply to a question.
+    def get(self, doing: str, request: bytes) -> bytes:
+        """The kernel's one reply to a question, without its netlink header.
 
         Raises:
             KernelError: as for ``execute``.
@@ -164,26 +157,29 @@ class NetlinkSocket:
         with self._lock:
             sequence = self._next_sequence()
             self._socket.send(_with_sequence(request, sequence))
-            for kind, _flags, number, body in self._receive():
+            for kind, flags, number, body in self._receive():
                 if number != sequence:
                     continue
                 if kind == _NLMSG_ERROR:
-                    raise _refused(doing, *_error(_flags, body))
-                return Reply(kind, body)
+                    raise _refused(doing, *_error(flags, body))
+                return body
         raise AssertionError  # _receive does not end
 
-    def dump(self, doing: str, request: bytes) -> list[Reply]:
+    def dump(self, doing: str, request: bytes) -> list[bytes]:
         """All objects that match ``request``: a GET message whose header and attributes are the kernel's filter.
 
         A listing that other writers disturbed is asked for again.
+
+        Returns:
+            Their messages, without netlink headers.
 
         Raises:
             KernelError: refused (EINVAL: the kernel knows no such filter), or disturbed time after time (EINTR).
         """
         for _ in range(_DUMP_ATTEMPTS):
-            replies, interrupted = self._dump_once(doing, request)
+            bodies, interrupted = self._dump_once(doing, request)
             if not interrupted:
-                return replies
+                return bodies
         raise _refused(doing, errno.EINTR, "the list kept changing while it was read")
 
     def index_of(self, interface: str) -> int:
@@ -202,8 +198,8 @@ class NetlinkSocket:
         """Interface name in this socket's namespace, ``if<index>`` when it has gone meanwhile."""
         return interface_name(self._socket, index)
 
-    def _dump_once(self, doing: str, request: bytes) -> tuple[list[Reply], bool]:
-        replies: list[Reply] = []
+    def _dump_once(self, doing: str, request: bytes) -> tuple[list[bytes], bool]:
+        bodies: list[bytes] = []
         interrupted = False
         with self._lock:
             sequence = self._next_sequence()
@@ -211,7 +207,8 @@ class NetlinkSocket:
             for kind, flags, number, body in self._receive():
                 if number != sequence:
                     continue
-                interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
+                if flags & NLM_F_DUMP_INTR:
+                    interrupted = True
                 if kind == _NLMSG_DONE:
                     code, explanation = _error(flags, body, capped_to=0)
                     if code:
@@ -219,8 +216,8 @@ class NetlinkSocket:
                     break
                 if kind == _NLMSG_ERROR:
                     raise _refused(doing, *_error(flags, body))
-                replies.append(Reply(kind, body))
-        return replies, interrupted
+                bodies.append(body)
+        return bodies, interrupted
 
     def _exchange(self, messages: Sequence[bytes]) -> list[tuple[int, str]]:
         results: list[tuple[int, str]] = [(0, "")] * len(messages)

@@ -213,6 +213,18 @@ def test_an_independent_reader_agrees(router):
     assert {(str(r.dst), r.protocol, r.metric, kinds[r.kind]) for r in routes} <= router.call(read)
 
 
+def test_repeated_dumps_follow_changes_and_renames(router):
+    """What is remembered from the last dump never hides a change: of routes, or of an interface's name."""
+    table = router.routes
+    table.apply(replace=ROUTES.values())
+    assert set(table.dump()) == set(table.dump()) == set(RouteTable(router.netlink).dump())
+    table.apply(delete=[ROUTES["via"]], replace=[Route(ROUTES["ecmp"].dst, kind="blackhole", protocol=PROTO_BGP)])
+    assert set(table.dump()) == set(RouteTable(router.netlink).dump())
+    router.links.rename("eth0", "wan0")
+    assert set(table.dump()) == set(RouteTable(router.netlink).dump())
+    assert {hop.interface for route in table.dump() for hop in route.next_hops} == {"wan0"}
+
+
 def test_routes_go_with_their_link(router):
     """The kernel drops routes of a link that goes down: what a dump shows is the truth, not what was written."""
     router.routes.apply(replace=[ROUTES["via"]])
