@@ -1,7 +1,7 @@
 """The etcd client against the bare wire: the same requests as raw bytes over a plain gRPC channel, in the same run.
 
-Prints for each operation the best of ``--rounds`` of both and their ratio. Exits 1 if a ratio passes its limit. Starts an
-etcd of its own, with data in memory if there is any. Run: ``.venv/bin/python benchmarks/store.py [--keys 10000]``.
+Prints for each operation the best of ``--rounds`` of both and their ratio. Exits 1 if a ratio passes its limit. Starts
+an etcd of its own, with data in memory if there is any. Run: ``.venv/bin/python benchmarks/store.py [--keys 10000]``.
 """
 
 from __future__ import annotations
