@@ -204,6 +204,8 @@ class Dataplane:
             return EndpointStatus("down", "disabled")
         if not self._edges.is_up(interface):
             return EndpointStatus("down", f"interface {interface} is missing or down")
+        if not self._edges.is_settled(interface):
+            return EndpointStatus("down", "not programmed yet")
         return EndpointStatus("up")
 
     def endpoint(self, identity: EndpointID) -> WorkloadEndpoint | None:

@@ -56,6 +56,9 @@ class Endpoints:
         self._actual: dict[Prefix, tuple[Route, ...]] = {}
         self._unconfigured: set[str] = set()
         self._unread: set[str] = set()
+        self._unsettled: set[str] = set()
+        self._settling: set[str] = set()
+        self._failed = False
         self._own_deletions: Counter[tuple[Prefix, int]] = Counter()
         self._read_at: float | None = float("-inf")
         self._read_before = False
@@ -89,6 +92,7 @@ class Endpoints:
             self._endpoints[interface] = endpoint
             self._unconfigured.add(interface)
             self._unread.add(interface)
+            self._unsettled.add(interface)
             self._routing.set_endpoint(endpoint)
 
     def set_block(self, cidr: str, *, present: bool) -> None:
@@ -137,6 +141,10 @@ class Endpoints:
         """Whether the interface exists and can pass packets."""
         return interface in self._up
 
+    def is_settled(self, interface: str) -> bool:
+        """Whether the last ``write`` has dealt with everything that happened to the interface."""
+        return interface not in self._unsettled and interface not in self._settling
+
     @property
     def problems(self) -> dict[str, str]:
         """Interfaces whose endpoint is not fully set up → why."""
@@ -151,16 +159,18 @@ class Endpoints:
         Raises:
             KernelError: the kernel's tables cannot be read. Single refusals are in ``problems``.
         """
-        ended = self._routing.expire(now)
-        self._unread |= ended
+        self._unread |= self._routing.expire(now)
         if len(self._unread) > _MANY_INTERFACES or (self._read_at is not None and self._read_at <= now):
             drift = await self._read(now)
         else:
             drift = []
             self._read_interfaces()
+        self._settling, self._unsettled = self._settling | self._unsettled, set()
+        self._failed = False
         self._configure_interfaces()
         await self._write_routes()
-        if self._problems:
+        self._settling = set()
+        if self._failed or self._problems:
             self._read_soon(now)
         return drift
 
@@ -223,22 +233,23 @@ class Endpoints:
             self._unconfigured.update({name} & self._endpoints.keys())
         # The kernel drops the routes of a link that goes down without telling, and does not bring them back.
         self._unread.add(name)
+        self._unsettled.add(name)
         self._routing.set_link(name, link.index if link else None, now)
 
     async def _write_routes(self) -> None:
         plan = self._routing.plan(self._actual, matches)
+        self._routing.dirty.clear()
         self._note(self._table.apply(delete=plan.delete_first), plan.delete_first, deleted=True)
         if plan.forget:
             await conntrack.forget(plan.forget)
         self._note(self._table.apply(replace=plan.replace), plan.replace, deleted=False)
         self._note(self._table.apply(delete=plan.delete_last), plan.delete_last, deleted=True)
-        self._routing.dirty.clear()
 
     def _note(self, failures: list[RouteFailure], routes: list[Route], *, deleted: bool) -> None:
         """Record what was done; what failed is looked at again with the next event, or at the next refresh."""
-        failed = {id(failure.route): failure for failure in failures}
+        failed = {failure.route: failure for failure in failures}
         for route in routes:
-            failure = failed.get(id(route))
+            failure = failed.get(route)
             others = tuple(r for r in self._actual.get(route.dst, ()) if r.key != route.key)
             if deleted and (failure is None or failure.code in _GONE):
                 self._actual[route.dst] = others
@@ -248,6 +259,7 @@ class Endpoints:
             if not self._actual.get(route.dst, True):
                 del self._actual[route.dst]
             if failure is not None and failure.code not in _GONE:
+                self._failed = True
                 _logger.error("cannot write route", route=_shown(route), error=failure.reason)
                 if route.next_hops:
                     self._problems[route.next_hops[0].interface] = f"route {route.dst}: {failure.reason}"

@@ -205,7 +205,8 @@ def test_sixteen_ports_spill_into_a_block() -> None:
     lines = compiled(Rule("allow", protocol="tcp", dst=Match(ports=ports)))
     assert lines == [
         "--jump MARK --set-mark 0x0/0x180000",
-        "-p tcp -m multiport --destination-ports 1,2,3,4,5,6,7,8,9,10,11,12,13,14 --jump MARK --set-mark 0x80000/0x80000",
+        ("-p tcp -m multiport --destination-ports 1,2,3,4,5,6,7,8,9,10,11,12,13,14"
+        " --jump MARK --set-mark 0x80000/0x80000"),
         "-p tcp -m multiport --destination-ports 20:30 --jump MARK --set-mark 0x80000/0x80000",
         "-p tcp -m mark --mark 0x80000/0x80000 --jump MARK --set-mark 0x10000/0x10000",
     ]
