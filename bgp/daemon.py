@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
@@ -27,7 +28,7 @@ from calipy.api import Server
 from calipy.bgp import fib, status, view
 from calipy.bgp.decision import Best
 from calipy.bgp.exabgp.config import SpeakerSession, checked_key, environment
-from calipy.bgp.exabgp.events import Event, Neighbour, ShownRoute
+from calipy.bgp.exabgp.events import Event, ShownRoute
 from calipy.bgp.exabgp.process import Paths, SpeakerProcess
 from calipy.bgp.exabgp.speaker import Speaker
 from calipy.bgp.fib import Resolver
@@ -167,9 +168,9 @@ class Bgpd:
             self.sessions.on_event(event, now, wall)
         self._wake.set()
 
-    def on_resync(self, neighbours: Sequence[Neighbour]) -> None:
+    def on_resync(self) -> None:
         """From the speaker."""
-        self.sessions.begin_resync(neighbours, clock.monotonic(), clock.wall())
+        self.sessions.expect_resync()
 
     def on_shown(self, routes: Iterable[ShownRoute]) -> None:
         """From the speaker."""
@@ -400,6 +401,28 @@ class Bgpd:
             "ready": not why,
             "reasons": why,
         }
+
+
+async def main(store: Store, hostname: str, options: Options | None = None) -> int:
+    """Run bgpd until SIGTERM or SIGINT; 0. Kernel routes and ExaBGP stay: see ``stop_speaker``.
+
+    Raises:
+        CalipyError: another bgpd runs, or the kernel's routes cannot be read.
+    """
+    running = asyncio.ensure_future(Bgpd(store, hostname, options).run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, running.cancel)
+    try:
+        await running
+    except asyncio.CancelledError:
+        logger.info("stopping, routes and sessions stay")
+    except BaseExceptionGroup as group:
+        # A task group wraps what one of its tasks ran into.
+        raise group.exceptions[0] from group
+    finally:
+        await store.close()
+    return 0
 
 
 async def stop_speaker(run_dir: Path) -> bool:

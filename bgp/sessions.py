@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from calipy.bgp.exabgp.events import (
@@ -16,6 +16,7 @@ from calipy.bgp.exabgp.events import (
     Event,
     Malformed,
     Neighbour,
+    NeighbourTable,
     NotificationEvent,
     OpenEvent,
     RefreshEvent,
@@ -90,6 +91,23 @@ class SessionState:
         return f"{state}: {self.cause}" if self.cause else state
 
 
+@dataclass(slots=True)
+class _Resync:
+    """While ExaBGP is asked for everything.
+
+    Attributes:
+        begun: its table of neighbours has come.
+        told: what UPDATEs have touched since.
+        changed: peers that came up since.
+        telling: peers whose session is so young that they may not have told everything.
+    """
+
+    begun: bool = False
+    told: set[tuple[IPAddress, Prefix, str]] = field(default_factory=set)
+    changed: set[IPAddress] = field(default_factory=set)
+    telling: set[IPAddress] = field(default_factory=set)
+
+
 class Sessions:
     """All sessions, and the RIB that they fill."""
 
@@ -97,8 +115,7 @@ class Sessions:
         self._rib = rib
         self._states: dict[IPAddress, SessionState] = {}
         self._came_up: set[IPAddress] = set()
-        self._told: set[tuple[IPAddress, Prefix, str]] | None = None
-        self._young: set[IPAddress] = set()
+        self._resyncing: _Resync | None = None
         self.malformed = 0
 
     def states(self) -> Mapping[IPAddress, SessionState]:
@@ -143,8 +160,13 @@ class Sessions:
                 if (state := self._states.get(peer)) is not None:
                     state.open = event
             case EndOfRib(peer, family):
-                self._young.discard(peer)
+                if self._resyncing is not None:
+                    self._resyncing.telling.discard(peer)
                 self._rib.end_of_rib(peer, family)
+            case NeighbourTable(neighbours):
+                if self._resyncing is not None and not self._resyncing.begun:
+                    self._resyncing.begun = True
+                    self._begin_resync(neighbours, self._resyncing, now, wall)
             case RefreshEvent(peer, _, "begin"):
                 self._rib.begin_refresh(peer, now)
             case RefreshEvent(peer, family, "end"):
@@ -164,12 +186,36 @@ class Sessions:
                 self._leave(state, "our BGP speaker is restarting", wall)
                 state.ours = True
                 self._rib.peer_down(state.session.peer, now, retain=float(state.session.restart_time))
-        self._told = None
+        self._resyncing = None
 
-    def begin_resync(self, neighbours: Sequence[Neighbour], now: float, wall: datetime.datetime) -> None:
-        """What ExaBGP says about its sessions now. Updates from here on are newer than what ``resync`` will show."""
-        self._told = set()
-        self._young.clear()
+    def expect_resync(self) -> None:
+        """ExaBGP is being asked for everything: first its neighbours, whose table comes among the events."""
+        self._resyncing = _Resync()
+
+    def end_resync(self, routes: Iterable[ShownRoute]) -> None:
+        """Adj-RIB-In as ExaBGP showed it: what is not in it, and was not told meanwhile, is gone.
+
+        Events that came after the table of neighbours are newer than what is shown, wherever they stand in the stream.
+        """
+        resync, self._resyncing = self._resyncing, None
+        if resync is None or not resync.begun:
+            return
+        for shown in routes:
+            state = self._states.get(shown.peer)
+            route = shown.route
+            # ExaBGP still shows the routes of a peer that is down, and what a session had told before it came up anew.
+            if state is None or not state.up or shown.peer in resync.changed:
+                continue
+            if (shown.peer, route.prefix, route.path_id) not in resync.told:
+                self._rib.announce(shown.peer, route.prefix, route.attributes, route.path_id)
+        for peer, state in self._states.items():
+            # A session that has just come up is still telling; its own End-of-RIB, or time, ends it.
+            if state.up and peer not in resync.telling | resync.changed:
+                self._rib.end_of_rib(peer, state.session.family)
+
+    def _begin_resync(
+        self, neighbours: Sequence[Neighbour], resync: _Resync, now: float, wall: datetime.datetime
+    ) -> None:
         seen = {one.peer: one for one in neighbours}
         for peer, state in self._states.items():
             neighbour = seen.get(peer)
@@ -182,22 +228,9 @@ class Sessions:
                 self._up(state, now, wall - datetime.timedelta(seconds=neighbour.seconds))
                 state.up_at = now - neighbour.seconds
             if neighbour.seconds < SETTLED:
-                self._young.add(peer)
+                resync.telling.add(peer)
             self._rib.begin_refresh(peer, now)
-
-    def end_resync(self, routes: Iterable[ShownRoute]) -> None:
-        """Adj-RIB-In as ExaBGP showed it: what is not in it, and was not told meanwhile, is gone."""
-        told, self._told = self._told or set(), None
-        for shown in routes:
-            state = self._states.get(shown.peer)
-            route = shown.route
-            # ExaBGP still shows the routes of a peer that is down.
-            if state is not None and state.up and (shown.peer, route.prefix, route.path_id) not in told:
-                self._rib.announce(shown.peer, route.prefix, route.attributes, route.path_id)
-        for peer, state in self._states.items():
-            # A session that has just come up is still telling; its own End-of-RIB, or time, ends it.
-            if state.up and peer not in self._young:
-                self._rib.end_of_rib(peer, state.session.family)
+        resync.changed.clear()
 
     def settled(self, peer: IPAddress, now: float) -> bool:
         """Whether a peer has told everything: End-of-RIB seen, or, from peers without it, time enough."""
@@ -221,6 +254,8 @@ class Sessions:
         self._rib.peer_up(peer, now, preserved=preserved, wait=EOR_WAIT if graceful else NO_EOR_WAIT)
         state.up, state.up_at, state.since, state.cause, state.ours = True, now, wall, "", False
         self._came_up.add(session.peer)
+        if self._resyncing is not None:
+            self._resyncing.changed.add(session.peer)
 
     def _down(self, state: SessionState, reason: str, now: float, wall: datetime.datetime) -> None:
         session = state.session
@@ -240,16 +275,15 @@ class Sessions:
         state.up, state.up_at, state.since, state.cause, state.reached = False, 0.0, wall, cause, False
         state.flaps += 1
         self._came_up.discard(state.session.peer)
-        self._young.discard(state.session.peer)
 
     def _update(self, event: UpdateEvent) -> None:
         for prefix, path_id in event.withdrawn:
             self._rib.withdraw(event.peer, prefix, path_id)
         for route in event.announced:
             self._rib.announce(event.peer, route.prefix, route.attributes, route.path_id)
-        if self._told is not None:
-            self._told |= {(event.peer, prefix, path_id) for prefix, path_id in event.withdrawn}
-            self._told |= {(event.peer, route.prefix, route.path_id) for route in event.announced}
+        if self._resyncing is not None:
+            self._resyncing.told |= {(event.peer, prefix, path_id) for prefix, path_id in event.withdrawn}
+            self._resyncing.told |= {(event.peer, route.prefix, route.path_id) for route in event.announced}
 
 
 def _assumed_open(neighbour: Neighbour, session: Session) -> OpenEvent:

@@ -177,7 +177,10 @@ class Channel:
                 case Resync():
                     if not self._resync.done():
                         self._resync.set_result(event)
-                case ShownRoute() | NeighbourTable() | Text() if self._asking:
+                case NeighbourTable() if self._asking:
+                    self._answers.append(event)
+                    events.append(event)  # true at this place of the stream only
+                case ShownRoute() | Text() if self._asking:
                     self._answers.append(event)
                 case ShownRoute() | NeighbourTable() | Text():
                     pass  # rest of an answer to a bgpd that has gone

@@ -108,12 +108,11 @@ class NotificationEvent:
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One entry of ``show neighbor json``. ``remote_as`` is the one configured, ``router_id`` None while down."""
+    """One entry of ``show neighbor json``; ``seconds`` in state up, ``router_id`` None while there was no OPEN."""
 
     peer: IPAddress
     local: IPAddress
     up: bool
-    fsm: str
     seconds: int
     local_as: int
     remote_as: int
@@ -311,9 +310,9 @@ def _neighbour(entry: Mapping[str, Any]) -> Neighbour:
     return Neighbour(
         peer=ipaddress.ip_address(_text(peer["address"])),
         local=ipaddress.ip_address(_text(local["address"])),
-        up=entry["state"] == "up",
-        fsm=_text(entry["fsm"]),
-        seconds=_integer(entry["duration"]),
+        # "state" is "up" only after the first second, and "duration" before that is how long the session was down.
+        up=_text(entry["fsm"]) == "ESTABLISHED",
+        seconds=_integer(entry["duration"]) if entry["state"] == "up" else 0,
         local_as=_integer(local["as"]),
         remote_as=_integer(peer["as"]),
         router_id=IPv4Address(identifier) if isinstance(identifier, str) else None,

@@ -46,8 +46,8 @@ class Owner(Protocol):
     def on_events(self, events: Sequence[Event]) -> None:
         """Events in order."""
 
-    def on_resync(self, neighbours: Sequence[Neighbour]) -> None:
-        """These are the sessions now; the Adj-RIB-In of those that are up follows by ``on_shown``."""
+    def on_resync(self) -> None:
+        """ExaBGP is asked for everything: its table of neighbours comes among the events, then ``on_shown``."""
 
     def on_shown(self, routes: Iterable[ShownRoute]) -> None:
         """What Adj-RIB-In held when it was asked; events that came meanwhile are newer."""
@@ -225,8 +225,8 @@ class Speaker:
 
     async def _read_back(self, channel: Channel) -> None:
         """What ExaBGP has: sessions, what peers told, what they were told."""
+        self._owner.on_resync()
         neighbours = await self._neighbours(channel)
-        self._owner.on_resync(neighbours)
         shown = await channel.ask(commands.SHOW_ADJ_RIB_IN)
         self._owner.on_shown(event for event in shown if isinstance(event, ShownRoute))
         out = await channel.ask(commands.SHOW_ADJ_RIB_OUT)

@@ -1,0 +1,24 @@
+"""One bgpd as a process of its own, for tests and benchmarks: ``NODE RUN_DIR [blackholes]``."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+from calipy import log
+from calipy.bgp.daemon import Options, main
+from calipy.datastore.connect import EtcdConfig, connect
+
+
+async def _run(node: str, directory: str, *flags: str) -> int:
+    store = connect(EtcdConfig.from_environment(os.environ))
+    run_dir = Path(directory)
+    options = Options(run_dir=run_dir, secrets_dir=run_dir / "secrets", blackholes="blackholes" in flags)
+    return await main(store, node, options)
+
+
+if __name__ == "__main__":
+    log.configure("debug" if os.environ.get("BGPD_DEBUG") else "info")
+    sys.exit(asyncio.run(_run(*sys.argv[1:])))
