@@ -109,20 +109,27 @@ def enum(*values: str) -> Enum:
 # msgspec's own quick check accepts only what needs no rewriting; everything else takes ``gojson``'s careful path.
 Timestamp: TypeAlias = Annotated[
     str,
-    msgspec.Meta(pattern=r"^\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):[0-5]\d:[0-5]\dZ$"),
+    msgspec.Meta(
+        pattern=r"^[0-9]{4}-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+        r"|02-(0[1-9]|1[0-9]|2[0-8]))T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9]Z\Z"
+    ),
     Form("time"),
 ]
 """RFC 3339, UTC, whole seconds: ``2026-08-01T10:00:00Z``; sorts by time."""
 
 Duration: TypeAlias = Annotated[
-    str, msgspec.Meta(pattern=r"^(0s|[1-9]\d?s|[1-9]\d*m[0-5]?\ds|[1-9]\d*h[0-5]?\dm[0-5]?\ds)$"), Form("duration")
+    str,
+    msgspec.Meta(pattern=r"^([1-9][0-9]{0,5}h[1-5]?[0-9]m[1-5]?[0-9]s|([1-9]|[1-5][0-9])m[1-5]?[0-9]s|[1-5]?[0-9]s)\Z"),
+    Form("duration"),
 ]
 """Go's print of a duration, ``1m30s``; ``calipy.datastore.durations`` converts."""
 
-Port: TypeAlias = Annotated[int | str, Form("port")]
+_Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[a-zA-Z][a-zA-Z0-9_.-]*\Z")]
+
+Port: TypeAlias = Annotated[Annotated[int, msgspec.Meta(ge=0, le=65535)] | _Name, Form("port")]
 """A number, a range ``"1000:2000"``, or the name of an endpoint's port."""
 
-Protocol: TypeAlias = Annotated[int | str, Form("protocol")]
+Protocol: TypeAlias = Annotated[Annotated[int, msgspec.Meta(ge=0, le=255)] | _Name, Form("protocol")]
 """An IP protocol number, or a name (``TCP``)."""
 
 ASNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF), Form("as")]
