@@ -53,6 +53,7 @@ _SCOPES: Final[dict[Scope, int]] = {"global": 0, "link": 253, "host": 254, "nowh
 _SCOPE_NAMES: Final = {number: name for name, number in _SCOPES.items()}
 
 _RTMSG: Final = struct.Struct("=BBBBBBBBI")
+_ATTRIBUTE: Final = struct.Struct("=HH")
 _NEXT_HOP: Final = struct.Struct("=HBBi")
 _U32: Final = struct.Struct("=I")
 _IPV6_DEFAULT_METRIC: Final = 1024
@@ -266,6 +267,17 @@ def decode_key(body: bytes) -> tuple[Prefix, int, int]:
     return _prefix(family, found.get(_RTA_DST, b""), bits), _u32(full_table) if full_table else table, protocol
 
 
+def _destination(body: bytes) -> tuple[int, int]:
+    """Where the attribute RTA_DST begins and ends; a default route has none."""
+    offset = _RTMSG.size
+    while offset + 4 <= len(body):
+        size, kind = _ATTRIBUTE.unpack_from(body, offset)
+        if kind == _RTA_DST:
+            return offset, offset + size
+        offset += max((size + 3) & ~3, 4)
+    return len(body), len(body)
+
+
 @dataclass(frozen=True, slots=True)
 class _Seen:
     """What the last dump said: few routes change between two, and reading a message anew costs ten times a look-up.
@@ -283,52 +295,59 @@ class _Seen:
 class RouteDecoder:
     """Turns route messages into ``Route`` values. Keep it no longer than one dump: interfaces may be renamed.
 
-    Routes share few ways out, so each next hop is built, and each interface name asked for, once.
+    Many routes differ in nothing but the destination, so all the rest of a message is decoded once.
     """
 
     def __init__(self, socket_: NetlinkSocket) -> None:
         """Interface names are those of the namespace of ``socket_``."""
         self._netlink = socket_
         self.names: dict[int, str] = {0: ""}
-        self._ways: dict[tuple[bytes | None, bytes | None, bytes | None, int], tuple[NextHop, ...]] = {}
+        self._rests: dict[bytes, Route] = {}
 
     def decode(self, body: bytes) -> Route:
         """The route in a NEWROUTE or DELROUTE message, given without its netlink header."""
-        family, bits, _source_bits, _tos, table, protocol, scope, kind_number, flags = _RTMSG.unpack_from(body)
+        start, end = _destination(body)
+        rest = body[:start] + body[end:]
+        alike = self._rests.get(rest)
+        if alike is None:
+            alike = self._rests[rest] = self._decode_rest(rest)
+        return Route(
+            _prefix(body[0], body[start + 4 : end], body[1]),
+            alike.kind,
+            alike.next_hops,
+            alike.protocol,
+            alike.metric,
+            alike.scope,
+            alike.source,
+            alike.table,
+        )
+
+    def _decode_rest(self, body: bytes) -> Route:
+        family, _bits, _source_bits, _tos, table, protocol, scope, kind_number, flags = _RTMSG.unpack_from(body)
         found = netlink.attributes(body, _RTMSG.size)
-        get = found.get
-        dst = _prefix(family, get(_RTA_DST, b""), bits)
         kind: RouteKind = _KIND_NAMES.get(kind_number, "other")
         hops: tuple[NextHop, ...] = ()
         if kind in _KINDS_WITH_HOPS:
-            several = get(_RTA_MULTIPATH)
-            hops = self._hops(several) if several else self._way(found, flags & _RTNH_F_ONLINK)
+            several = found.get(_RTA_MULTIPATH)
+            hops = self._hops(several) if several else self._hop(found, flags & _RTNH_F_ONLINK)
         if family == socket.AF_INET6 and kind == "unicast" and not any(hop.gateway for hop in hops):
             scope = _SCOPES["link"]
-        source = get(_RTA_PREFSRC)
-        metric = get(_RTA_PRIORITY)
-        full_table = get(_RTA_TABLE)
+        source = found.get(_RTA_PREFSRC)
         return Route(
-            dst,
+            _prefix(family, b"", 0),
             kind,
             hops,
             protocol,
-            _u32(metric) if metric else 0,
+            _u32(found[_RTA_PRIORITY]) if _RTA_PRIORITY in found else 0,
             _SCOPE_NAMES.get(scope, "global"),
             _address(source) if source else None,
-            _u32(full_table) if full_table else table,
+            _u32(found[_RTA_TABLE]) if _RTA_TABLE in found else table,
         )
 
-    def _way(self, found: dict[int, bytes], onlink: int) -> tuple[NextHop, ...]:
-        key = (found.get(_RTA_OIF), found.get(_RTA_GATEWAY), found.get(_RTA_VIA), onlink)
-        way = self._ways.get(key)
-        if way is None:
-            interface, gateway, via, _ = key
-            index = _u32(interface) if interface else 0
-            address = _gateway_address(gateway, via)
-            way = (NextHop(address, self._name(index), bool(onlink)),) if index or address else ()
-            self._ways[key] = way
-        return way
+    def _hop(self, found: dict[int, bytes], onlink: int) -> tuple[NextHop, ...]:
+        index = _u32(found[_RTA_OIF]) if _RTA_OIF in found else 0
+        gateway = _gateway_address(found.get(_RTA_GATEWAY), found.get(_RTA_VIA))
+        return (NextHop(gateway, self._name(index), bool(onlink)),) if index or gateway else ()
 
     def _hops(self, data: bytes) -> tuple[NextHop, ...]:
         hops: list[NextHop] = []
