@@ -21,6 +21,7 @@ from calipy.datastore.kinds.base import Form, GoStruct
 from calipy.datastore.resources import (
     ClusterInformationSpec,
     FelixConfigurationSpec,
+    HealthTimeoutOverride,
     NodeSpec,
     ProtoPort,
     Resource,
@@ -112,6 +113,8 @@ def _text(value: Any) -> str:
         case ProtoPort(protocol=protocol, port=port, net=net):
             middle = f"[{net}]:" if ":" in net else f"{net}:" if net else ""
             return f"{protocol.lower() or 'tcp'}:{middle}{port}"
+        case HealthTimeoutOverride(name=name, timeout=timeout):
+            return f"{name}={timeout}"
         case RouteTableRange(min=low, max=high):
             return f"{low}-{high}"
         case GoStruct():

@@ -51,6 +51,8 @@ class Graph:
         self.datastore_ready: bool | None = None
         self._hostname = hostname
         self._in_sync = False
+        self._spoofing_allowed = False
+        self._spoofers: dict[ResourceKey, Any] = {}  # local endpoints that ask for more source addresses
         self._sets = IPSets()
         self._active = ActiveRules(self._sets, self._report)
         self._nodes = Nodes(hostname)
@@ -91,6 +93,8 @@ class Graph:
         changes = Changes(in_sync=self._in_sync)
         if self._in_sync:
             changes.config = self._config.flush()
+            if changes.config is not None:
+                self._allow_spoofing(changes.config.get("WorkloadSourceSpoofing", "").lower() == "any")
             self._active.flush(changes)
             self._sets.flush(changes)
             self._nodes.flush(changes)
@@ -108,10 +112,13 @@ class Graph:
             try:
                 item = endpoints.workload(key, value)
                 local = endpoints.local(key, value, self._hostname)
+                self._check_spoofing(key, value, local)
                 self._report(key, "")
             except InvalidInputError as error:
                 item = local = None
                 self._report(key, str(error))
+        elif self._spoofers:
+            self._spoofers.pop(key, None)
         if item is None:
             self._sets.remove_item(key)
         else:
@@ -120,6 +127,26 @@ class Graph:
             self._active.remove_endpoint(key)
         else:
             self._active.set_endpoint(key, local, item.labels, item.parents)
+
+    def _check_spoofing(self, key: ResourceKey, value: Any, local: endpoints.LocalEndpoint | None) -> None:
+        """An endpoint that may use foreign addresses is not valid unless the node allows that at all."""
+        if local is None or not local.spoof_prefixes:
+            self._spoofers.pop(key, None)
+            return
+        self._spoofers[key] = value
+        if not self._spoofing_allowed:
+            raise InvalidInputError(
+                "not allowed on this node",
+                field="spec.allowSpoofedSourcePrefixes",
+                value=list(local.spoof_prefixes),
+                remedy="set workloadSourceSpoofing: Any in the FelixConfiguration",
+            )
+
+    def _allow_spoofing(self, allowed: bool) -> None:
+        if allowed != self._spoofing_allowed:
+            self._spoofing_allowed = allowed
+            for key, value in list(self._spoofers.items()):
+                self._on_workload(key, value)
 
     def _on_member(self, key: ResourceKey, value: Any) -> None:
         item = None

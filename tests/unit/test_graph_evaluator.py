@@ -166,12 +166,7 @@ def clusters(draw: st.DrawFn) -> dict[Any, Any]:
         namespace_profile("shop", team=draw(st.sampled_from(["red", "blue"]))),
         make("Profile", "ksa.shop.robot", {"labelsToApply": {"pcsa.kind": "x"}}),
         make("Tier", "first", {"order": 1, "defaultAction": draw(st.sampled_from(["Deny", "Pass"]))}),
-        make(
-            "GlobalNetworkSet",
-            "g",
-            {"nets": [draw(st.sampled_from(["192.0.2.0/24", "10.65.1.1"]))]},
-            labels=draw(pod_labels),
-        ),
+        make("GlobalNetworkSet", "g", outside, labels=draw(pod_labels)),
     ]
     if draw(st.booleans()):
         found.append(namespace_profile("bank"))
