@@ -10,13 +10,11 @@ from grpc.aio import EOF, AioRpcError, StreamStreamCall
 
 from calipy.datastore.etcd_transport import (
     RANGE,
-    STALE_TOKEN,
     Endpoint,
     Transport,
     denied,
     is_cancelled,
     refused,
-    stale,
     translate,
 )
 from calipy.datastore.etcd_wire import event, key_range
@@ -80,16 +78,19 @@ def outermost(prefixes: Sequence[str]) -> list[str]:
 
 
 async def _open(transport: Transport, ranges: Sequence[Range], start_revision: int, silence: float) -> _Stream:
-    """A stream on which the server has taken on all ranges; asks for a new token once if the old one is refused."""
+    """A stream on which the server has taken on all ranges; asks for a new token once if the old one is refused.
+
+    Older servers call a token that they have forgotten a lack of permission.
+    """
     renewed = False
     while True:
         endpoint, token, call = await transport.open_watch()
         stream = _Stream(transport, endpoint, call, silence)
         try:
             await stream.create(ranges, start_revision)
-        except AccessDeniedError as error:
+        except AccessDeniedError:
             stream.close()
-            if renewed or not token or not (stream.stale or any(text in str(error) for text in STALE_TOKEN)):
+            if renewed or not token:
                 raise
             renewed = True
             transport.forget(token)
@@ -123,7 +124,6 @@ class _Stream:
         self.index: dict[int, int] = {}
         self.revision = 0
         self.asked = False
-        self.stale = False
         self._transport = transport
         self._endpoint = endpoint
         self._call = call
@@ -209,7 +209,6 @@ class _Stream:
         try:
             return await step
         except AioRpcError as error:
-            self.stale = stale(error)
             self._transport.avoid(self._endpoint)
             raise translate(error, self._endpoint.url) from error
         except asyncio.CancelledError:

@@ -344,14 +344,14 @@ async def test_compaction_leads_to_differences_only(store):
 
 async def test_restored_store_is_told_anew(store):
     """A store that went back to an older revision is believed: equal revisions may hold other values."""
+    revision = await store.put("/x/a", b"1")
     for value in (b"1", b"2", b"3"):
-        await store.put("/x/a", value)
         await store.put("/x/b", value)
     follower = Follower(store)
     await follower.until(in_sync)
     old = store.inner
     store.inner = store.memory = MemoryStore()
-    await store.put("/x/a", b"other")
+    assert await store.put("/x/a", b"other") == revision
     await old.close()
     original, store.watch = store.watch, _compacted
     store.break_watch()
