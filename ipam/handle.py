@@ -13,17 +13,18 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from calipy.datastore.ipam import Handle
+from calipy.errors import InvalidInputError
 
 
 def sanitise(handle_id: str) -> str:
     """The id as Calico stores it: what follows a carriage return is cut off.
 
     Raises:
-        ValueError: empty, or with a ``/`` in it.
+        InvalidInputError: empty, or with a ``/`` in it.
     """
     text = handle_id.partition("\r")[0]
     if not text or "/" in text:
-        raise ValueError(f"handle {handle_id!r} must be neither empty nor hold a '/'")
+        raise InvalidInputError("must be neither empty nor hold a '/'", field="handle_id", value=handle_id)
     return text
 
 
