@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     story = Story()
     before = HostState.read()
     story.chapter(f"deploying {TOPOLOGY.name}: three nodes, two subnets, one router, etcd")
-    lab = Lab.deploy(TOPOLOGY, reconfigure=True, report=story.show)
+    lab = Lab.deploy(TOPOLOGY, reconfigure=True, report=lambda _level, text: story.show(text))
     mesh = Mesh(lab)
     try:
         for act in (peering, connectivity, policy, moving, faults):

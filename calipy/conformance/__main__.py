@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from calipy import log
 from calipy.conformance import etcd, report
 from calipy.conformance.bench import Bench
 from calipy.conformance.registry import suites
@@ -30,6 +31,7 @@ def main(paths: tuple[Path, ...], json_file: Path | None) -> None:
 
     The format of a file is found by its content. What is not supported yet is listed, and counts as skipped.
     """
+    log.configure("error")
     try:
         with etcd.running() as url:
             results, ignored = asyncio.run(run(paths, url))

@@ -18,8 +18,12 @@ from calipy.datastore.resources import KINDS
 from calipy.datastore.store import Delete, Event
 
 FILE_VERBS: Final = frozenset({"create", "apply", "replace", "delete"})
-OTHER_VERBS: Final = frozenset({"get", "etcd-put", "etcd-delete", "wait"})
-COMMANDS: Final = frozenset({"get", "create", "apply", "replace", "delete"})
+OTHER_VERBS: Final = frozenset({"get", "label", "patch", "calicoctl", "etcd-put", "etcd-delete", "wait"})
+COMMANDS: Final = frozenset({
+    ("get",), ("create",), ("apply",), ("replace",), ("delete",), ("label",), ("patch",),
+    ("datastore", "migrate", "lock"), ("datastore", "migrate", "unlock"), ("datastore", "migrate-policy-names"),
+    ("ipam", "show"),
+})  # fmt: skip
 """Commands of calicoctl that ``calipy`` has under the same name."""
 
 
@@ -28,9 +32,10 @@ def detect(_path: Path, document: Any) -> bool:
     cases = document.get("cases") if isinstance(document, dict) else None
     if not isinstance(cases, list) or not cases:
         return False
-    known = FILE_VERBS | OTHER_VERBS | {"patch", "label", "calicoctl"}
     return all(
-        isinstance(case, dict) and case.get("steps") and {step.get("do") for step in case["steps"]} <= known
+        isinstance(case, dict)
+        and case.get("steps")
+        and {step.get("do") for step in case["steps"]} <= FILE_VERBS | OTHER_VERBS
         for case in cases
     )
 
@@ -67,10 +72,10 @@ async def run_case(name: str, case: dict[str, Any], bench: Bench) -> CaseResult:
 
 def _unsupported(step: dict[str, Any]) -> str:
     """Why a case with this step cannot be run; "" if it can."""
-    do = step["do"]
-    if do == "calicoctl" and step["args"][0] not in COMMANDS:
-        return f"calicoctl {' '.join(word for word in step['args'][:2] if not word.startswith('-'))}"
-    return do if do not in FILE_VERBS | OTHER_VERBS | {"calicoctl"} else ""
+    words = [word for word in step.get("args", ()) if not str(word).startswith("-")]
+    if step["do"] != "calicoctl" or any(tuple(words[: len(command)]) == command for command in COMMANDS):
+        return ""
+    return f"calicoctl {' '.join(words[:2])}"
 
 
 async def _setup(document: Any, bench: Bench) -> None:
@@ -105,6 +110,8 @@ class _Step:
                 return
             case "get":
                 outcome = await self._get(["get", *step.get("args", ())])
+            case "label" | "patch" as verb:
+                outcome = await self.bench.command([verb, *step["args"]])
             case "calicoctl":
                 outcome = await self.bench.command(step["args"])
             case verb:
@@ -202,7 +209,7 @@ class _Step:
         self.matcher.check(rows, cells[1:], "rows")
 
     def _check_writes(self, expected: list[dict[str, Any]], events: list[Event]) -> None:
-        actual = [_write(event) for event in events]
+        actual = [recorded(event) for event in events]
         keys = [(one["op"], one["key"]) for one in actual]
         wanted = [(one["op"], one["key"]) for one in expected]
         if keys != wanted:
@@ -229,7 +236,8 @@ def _objects(output: Any) -> list[dict[str, Any]]:
     return _objects(output["items"]) if isinstance(output, dict) and "items" in output else []
 
 
-def _write(event: Event) -> dict[str, Any]:
+def recorded(event: Event) -> dict[str, Any]:
+    """An event in the form in which cases record it."""
     if event.kv is None:
         return {"op": "delete", "key": event.key}
     was = "absent" if event.kv.version == 1 else "present"
