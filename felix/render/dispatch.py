@@ -6,7 +6,8 @@ holds more than sixteen names is split again; up to that size the chains are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Final
 
@@ -17,58 +18,99 @@ from calipy.felix.render.rule import Chain, Rule
 _MAX_LEAF: Final = 16
 
 
-def dispatch_chains(
-    root: str,
-    interfaces: Iterable[str],
-    *,
-    match: Callable[[str], str],
-    target: Callable[[str], str],
-    end: tuple[Rule, ...],
-) -> Iterator[Chain]:
-    """Root first, then its children.
+class Dispatch:
+    """One dispatch tree. A change renders the root and the branch that the interface is on, not the other branches."""
 
-    Args:
-        root: name of the root chain; children add ``-`` and the characters that lead to them.
-        interfaces: names, in any order.
-        match: ``syntax.from_interface`` or ``syntax.to_interface``.
-        target: interface → the chain it goes to.
-        end: last rules of every chain: what happens to an interface that is not known.
-    """
-    names = sorted(set(interfaces))
-    yield from _level(root, "", names, _shared(names[0], names[-1]) if names else 0, match, target, end)
+    def __init__(
+        self, root: str, *, match: Callable[[str], str], target: Callable[[str], str], end: tuple[Rule, ...]
+    ) -> None:
+        """An empty tree.
 
+        Args:
+            root: name of the root chain; children add ``-`` and the characters that lead to them.
+            match: ``syntax.from_interface`` or ``syntax.to_interface``.
+            target: interface → the chain it goes to.
+            end: last rules of every chain: what happens to an interface that is not known.
+        """
+        self._root = root
+        self._match = match
+        self._target = target
+        self._end = end
+        self._names: set[str] = set()
+        self._shared = 0
+        self._branches: defaultdict[str, set[str]] = defaultdict(set)
+        self._chains: dict[str, dict[str, Chain]] = {}
 
-def _level(
-    root: str,
-    path: str,
-    names: list[str],
-    depth: int,
-    match: Callable[[str], str],
-    target: Callable[[str], str],
-    end: tuple[Rule, ...],
-) -> Iterator[Chain]:
-    """The chain for ``names``, which agree in their first ``depth`` characters."""
-    rules: list[Rule] = []
-    children: list[tuple[str, list[str]]] = []
-    for key, group in groupby(names, key=lambda name: name[: depth + 1]):
-        members = list(group)
-        child_path = path + key[depth:]
-        if len(members) == 1:
-            rules.append(Rule(match(members[0]), syntax.goto(target(members[0]))))
-            continue
-        if key == members[0]:  # an interface whose name is the start of the others' would hide behind their pattern
-            rules.append(Rule(match(key), syntax.goto(target(key))))
-            members = members[1:]
-        children.append((child_path, members))
-        rules.append(Rule(match(f"{key}+"), syntax.goto(f"{root}-{child_path}")))
-    yield Chain(f"{root}-{path}" if path else root, (*rules, *end))
-    for child_path, members in children:
-        deepest = len(root) + 2 + len(child_path) > MAX_CHAIN
-        if len(members) <= _MAX_LEAF or deepest:
-            leaf = tuple(Rule(match(name), syntax.goto(target(name))) for name in members)
-            yield Chain(f"{root}-{child_path}", (*leaf, *end))
+    def update(self, added: set[str], removed: set[str]) -> tuple[list[Chain], set[str]]:
+        """Take interfaces in and out.
+
+        Returns:
+            Chains that are new or changed, root included, and names of chains that are gone.
+        """
+        self._names |= added
+        self._names -= removed
+        shared = _shared(min(self._names), max(self._names)) if self._names else 0
+        old: dict[str, Chain] = {}
+        if shared != self._shared or not self._chains:
+            touched = {name[: shared + 1] for name in self._names}
+            for chains in self._chains.values():
+                old |= chains
+            self._chains.clear()
+            self._branches.clear()
+            self._shared = shared
+            for name in self._names:
+                self._branches[name[: shared + 1]].add(name)
         else:
-            yield from _level(root, child_path, members, depth + 1, match, target, end)
+            touched = {name[: shared + 1] for name in added | removed}
+            for key in touched:
+                old |= self._chains.pop(key, {})
+            for name in added:
+                self._branches[name[: shared + 1]].add(name)
+            for name in removed:
+                self._branches[name[: shared + 1]].discard(name)
+        new: dict[str, Chain] = {}
+        for key in touched:
+            members = sorted(self._branches[key])
+            if members:
+                self._chains[key] = {chain.name: chain for chain in self._branch(key, members)}
+                new |= self._chains[key]
+            else:
+                del self._branches[key]
+        rules: list[Rule] = []
+        for key in sorted(self._branches):
+            rules += self._entries(key, sorted(self._branches[key]))
+        new[self._root] = Chain(self._root, (*rules, *self._end))
+        return [chain for chain in new.values() if chain != old.get(chain.name)], old.keys() - new.keys()
+
+    def _entries(self, key: str, members: list[str]) -> Iterator[Rule]:
+        """Rules that lead from a chain to the interfaces that begin with ``key``."""
+        if members[0] == key:  # a whole name would hide behind the pattern of the names that it begins
+            yield Rule(self._match(key), syntax.goto(self._target(key)))
+            members = members[1:]
+        if len(members) == 1:
+            yield Rule(self._match(members[0]), syntax.goto(self._target(members[0])))
+        elif members:
+            yield Rule(self._match(f"{key}+"), syntax.goto(self._child(key)))
+
+    def _branch(self, key: str, members: list[str]) -> Iterator[Chain]:
+        """The chains behind the entries of ``key``."""
+        members = [name for name in members if name != key]
+        if len(members) < 2:
+            return
+        name = self._child(key)
+        if len(members) <= _MAX_LEAF or len(name) == MAX_CHAIN:
+            rules = [Rule(self._match(member), syntax.goto(self._target(member))) for member in members]
+            yield Chain(name, (*rules, *self._end))
+            return
+        rules = []
+        for deeper, group in groupby(members, key=lambda member: member[: len(key) + 1]):
+            below = list(group)
+            rules += self._entries(deeper, below)
+            yield from self._branch(deeper, below)
+        yield Chain(name, (*rules, *self._end))
+
+    def _child(self, key: str) -> str:
+        return f"{self._root}-{key[self._shared :]}"
 
 
 def _shared(first: str, last: str) -> int:

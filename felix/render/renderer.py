@@ -1,8 +1,7 @@
 """From what the graph says to chains: keeps the desired state of one family and renders what a change touches. Pure.
 
 Cost: a policy renders its own two chains, and the chains of the endpoints that use it only if its grouping changed; an
-endpoint renders its own chains and the one or two dispatch chains that list it. Finding out which dispatch chains those
-are is linear in the local endpoints, by cheap string work.
+endpoint renders its own chains, the roots of the dispatch trees and the branches that it is on.
 """
 
 from __future__ import annotations
@@ -14,13 +13,12 @@ from calipy.felix.config import FelixConfig
 from calipy.felix.delta import Table
 from calipy.felix.messages import ActivePolicy, Changes, EndpointID, PolicyID, WorkloadEndpoint
 from calipy.felix.render import static, syntax
-from calipy.felix.render.dispatch import dispatch_chains
+from calipy.felix.render.dispatch import Dispatch
 from calipy.felix.render.endpoint import EndpointChains, workload_chains
 from calipy.felix.render.marks import Marks
-from calipy.felix.render.names import Direction, policy_chain, profile_chain, workload_chain
+from calipy.felix.render.names import policy_chain, profile_chain, workload_chain
 from calipy.felix.render.nat import nat_outgoing_chain
 from calipy.felix.render.policy import PolicyContext, policy_chains, profile_chains
-from calipy.felix.render.rule import Chain
 from calipy.net import Family, family_of
 
 _K = TypeVar("_K")
@@ -28,7 +26,11 @@ _V = TypeVar("_V")
 
 
 class Renderer:
-    """Desired chains of one family, kept in ``tables`` (by name, for ``felix.delta``)."""
+    """Desired chains of one family, kept in ``tables`` (by name, for ``felix.delta``).
+
+    An endpoint without an address of the family has no chains in it: its interface is unknown there, and drops. Felix
+    renders them all the same; leaving them out halves the work where pods have IPv4 only.
+    """
 
     def __init__(self, family: Family, config: FelixConfig) -> None:
         """Start with the static chains and empty dispatch chains: every workload interface drops.
@@ -54,8 +56,22 @@ class Renderer:
         self._rendered: dict[str, EndpointChains] = {}
         self._group_users: defaultdict[str, set[str]] = defaultdict(set)
         self._natted_pools: set[str] = set()
-        self._dispatch: dict[Direction, dict[str, Chain]] = {"ingress": {}, "egress": {}}
-        self._render_dispatch()
+        end = static.unknown_interface(config)
+        self._dispatch = (
+            Dispatch(
+                static.FROM_WORKLOAD_DISPATCH,
+                match=syntax.from_interface,
+                target=lambda interface: workload_chain(interface, "egress"),
+                end=end,
+            ),
+            Dispatch(
+                static.TO_WORKLOAD_DISPATCH,
+                match=syntax.to_interface,
+                target=lambda interface: workload_chain(interface, "ingress"),
+                end=end,
+            ),
+        )
+        self._render_dispatch(set(), set())
 
     def update(self, changes: Changes) -> None:
         """Take in one flush of the graph; the tables' dirty chains grow by what it touched."""
@@ -70,12 +86,14 @@ class Renderer:
                 for chain in profile_chains(self._context, profile):
                     self._filter.put(chain)
         for endpoint_id, endpoint in changes.endpoints.items():
-            stale |= self._put_endpoint(endpoint_id, endpoint)
+            ours = endpoint is not None and any(family_of(net) == self._context.family for net in endpoint.nets)
+            stale |= self._put_endpoint(endpoint_id, endpoint if ours else None)
         before = self._rendered.keys() & stale
         for interface in stale:
             self._render_interface(interface)
-        if before != self._rendered.keys() & stale:
-            self._render_dispatch()
+        after = self._rendered.keys() & stale
+        if before != after:
+            self._render_dispatch(after - before, before - after)
         self._update_pools(changes)
 
     def _put_policy(self, identity: PolicyID, policy: ActivePolicy | None) -> set[str]:
@@ -135,29 +153,13 @@ class Renderer:
                 if group.name not in self._group_users:
                     self._filter.drop(group.name)
 
-    def _render_dispatch(self) -> None:
-        end = static.unknown_interface(self._context.config)
-        roots: tuple[tuple[Direction, str], ...] = (
-            ("egress", static.FROM_WORKLOAD_DISPATCH),
-            ("ingress", static.TO_WORKLOAD_DISPATCH),
-        )
-        for direction, root in roots:
-            match = syntax.from_interface if direction == "egress" else syntax.to_interface
-
-            def target(interface: str, direction: Direction = direction) -> str:
-                return workload_chain(interface, direction)
-
-            new = {
-                chain.name: chain
-                for chain in dispatch_chains(root, self._rendered, match=match, target=target, end=end)
-            }
-            old = self._dispatch[direction]
-            for name, chain in new.items():
-                if chain != old.get(name):
-                    self._filter.put(chain)
-            for name in old.keys() - new.keys():
+    def _render_dispatch(self, added: set[str], removed: set[str]) -> None:
+        for tree in self._dispatch:
+            chains, gone = tree.update(added, removed)
+            for chain in chains:
+                self._filter.put(chain)
+            for name in gone:
                 self._filter.drop(name)
-            self._dispatch[direction] = new
 
     def _update_pools(self, changes: Changes) -> None:
         had = bool(self._natted_pools)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from calipy.felix.messages import (
     WorkloadEndpoint,
 )
 from calipy.felix.render import syntax
-from calipy.felix.render.dispatch import dispatch_chains
+from calipy.felix.render.dispatch import Dispatch
 from calipy.felix.render.names import group_chain, workload_chain
 from calipy.felix.render.renderer import Renderer
 from calipy.felix.render.rule import Chain
@@ -156,6 +157,18 @@ def test_missing_policy_and_profile_chains_drop() -> None:
     assert not rendered(renderer, "cali-pi-gnp/web")[0].endswith("--jump DROP")
 
 
+def test_an_endpoint_without_addresses_of_the_family_is_unknown_there() -> None:
+    """It drops in that family, and gets chains with its first address."""
+    renderer = Renderer(6, CONFIG)
+    renderer.update(changes(endpoint(1, ingress("web")), policies=(active("web"),)))
+    assert renderer.tables["filter"].content("cali-tw-cali0001") is None
+    assert len(rendered(renderer, "cali-to-wl-dispatch")) == 1
+    renderer.update(changes(endpoint(1, ingress("web"), nets=("10.0.0.1/32", "fd00::1/128"))))
+    assert renderer.tables["filter"].content("cali-tw-cali0001") is not None
+    renderer.update(changes(endpoint(1)))
+    assert renderer.tables["filter"].content("cali-tw-cali0001") is None
+
+
 def test_two_endpoints_on_one_interface() -> None:
     """The first by id has it; when it goes the other takes over without a moment of nobody."""
     renderer = Renderer(4, CONFIG)
@@ -169,16 +182,19 @@ def test_two_endpoints_on_one_interface() -> None:
     assert renderer.tables["filter"].content("cali-tw-calix") is None
 
 
-def tree(*names: str) -> dict[str, list[str]]:
-    end = (TableRule("", syntax.DROP, ("Unknown interface",)),)
-    chains = dispatch_chains(
+def new_tree() -> Dispatch:
+    return Dispatch(
         "cali-from-wl-dispatch",
-        names,
         match=syntax.from_interface,
         target=lambda name: workload_chain(name, "egress"),
-        end=end,
+        end=(TableRule("", syntax.DROP, ("Unknown interface",)),),
     )
-    return {chain.name: [rule.body for rule in chain.rules] for chain in chains}
+
+
+def tree(*names: str) -> dict[str, list[str]]:
+    changed, gone = new_tree().update(set(names), set())
+    assert not gone
+    return {chain.name: [rule.body for rule in chain.rules] for chain in changed}
 
 
 def walk(chains: dict[str, list[str]], interface: str) -> str:
@@ -232,6 +248,26 @@ def test_names_that_begin_with_another_name() -> None:
     names = ["cali", "cali1", "cali12", "cali123", "cali124", "cali2"]
     chains = tree(*names)
     assert all(walk(chains, name) == f"cali-fw-{name}" for name in names)
+
+
+def test_growing_and_shrinking_trees_are_the_same_as_new_ones() -> None:
+    """Whatever was there before: after each change the chains are those of a tree made from scratch."""
+    generator = random.Random(7)
+    growing = new_tree()
+    present: dict[str, Chain] = {}
+    names: set[str] = set()
+    pool = [f"cali{generator.choice('01')}{generator.randrange(16 ** generator.randrange(1, 4)):x}" for _ in range(120)]
+    for _ in range(150):
+        added = {name for name in generator.sample(pool, generator.randrange(4)) if name not in names}
+        removed = set(generator.sample(sorted(names), min(len(names), generator.randrange(4))))
+        names = (names | added) - removed
+        changed, gone = growing.update(added, removed)
+        assert all(present.get(chain.name) != chain for chain in changed if "-dispatch-" in chain.name)
+        present |= {chain.name: chain for chain in changed}
+        for name in gone:
+            del present[name]
+        fresh, _ = new_tree().update(names, set())
+        assert present == {chain.name: chain for chain in fresh}
 
 
 def test_one_more_pod_touches_its_own_chains_and_its_bin() -> None:
