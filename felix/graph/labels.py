@@ -249,7 +249,22 @@ class LabelIndex(Generic[ItemT, WatchT]):
         watch.filed = ((label, None),) if values is None else tuple((label, value) for value in values)
         for _, value in watch.filed:
             self._filings.setdefault(label, _Filing()).shelf(value).add(watch)
-        return self._holders(label, values)
+        return self._narrowed(self._holders(label, values), label, watch.selector)
+
+    def _narrowed(
+        self, items: Iterable[_Item[ItemT, WatchT]], label: str, selector: Selector
+    ) -> Iterable[_Item[ItemT, WatchT]]:
+        """Those of ``items``, which meet the restriction of ``label``, that have the values other labels must have.
+
+        Set intersection is several times cheaper than evaluating; it is right only where nobody inherits the value.
+        """
+        for other, restriction in selector.restrictions.items():
+            if other == label or restriction.one_of is None or len(restriction.one_of) != 1:
+                continue
+            [value] = restriction.one_of
+            if value not in self._parent_postings.get(other, {}):
+                items = self._item_postings.get(other, {}).get(value, set()).intersection(items)
+        return items
 
     def _unfile(self, watch: _Watch[ItemT, WatchT]) -> None:
         self._unfiled.discard(watch)
