@@ -2,6 +2,7 @@
 
     python -m calipy.containerlab.probe serve  --port 8080
     python -m calipy.containerlab.probe check  --to 10.244.0.1 10.244.1.1 --port 8080 --timeout 1
+    python -m calipy.containerlab.probe await  --to 10.244.0.1 --timeout 5
     python -m calipy.containerlab.probe stream --to 10.244.0.1 --port 8080 --rate 100 --seconds 20
     python -m calipy.containerlab.probe hold   --to 10.244.0.1 --port 8080 --seconds 5
 
@@ -141,10 +142,7 @@ async def _udp(target: str, port: int, timeout: float) -> dict[str, Any] | None:
 
 def _ping(target: str, timeout: float) -> bool:
     identifier = struct.unpack("H", os.urandom(2))[0]
-    packet = struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, identifier, 1)
-    checksum = sum(struct.unpack("!4H", packet))
-    checksum = ~((checksum >> 16) + (checksum & 0xFFFF)) & 0xFFFF
-    packet = struct.pack("!BBHHH", ECHO_REQUEST, 0, checksum, identifier, 1)
+    packet = _echo_request(identifier, 1)
     deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
         try:
@@ -160,6 +158,33 @@ def _ping(target: str, timeout: float) -> bool:
         except OSError:
             return False
     return False
+
+
+def await_answer(target: str, timeout: float) -> dict[str, Any]:
+    """Ping every 2 ms until the first answer.
+
+    Returns ``{"answered_at": monotonic seconds, comparable on the whole machine, or null, "sent": echo requests}``.
+    """
+    deadline = time.monotonic() + timeout
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as sock:
+        identifier = struct.unpack("H", os.urandom(2))[0]
+        for sequence in range(1 << 16):
+            with contextlib.suppress(OSError):
+                sock.sendto(_echo_request(identifier, sequence), (target, 0))
+            if select.select([sock], [], [], 0.002)[0]:
+                data, address = sock.recvfrom(2048)
+                kind, _, _, got, _ = struct.unpack("!BBHHH", data[(data[0] & 15) * 4 :][:8])
+                if kind == ECHO_REPLY and got == identifier and address[0] == target:
+                    return {"answered_at": time.monotonic(), "sent": sequence + 1}
+            if time.monotonic() > deadline:
+                return {"answered_at": None, "sent": sequence + 1}
+    return {"answered_at": None, "sent": 1 << 16}
+
+
+def _echo_request(identifier: int, sequence: int) -> bytes:
+    total = sum(struct.unpack("!4H", struct.pack("!BBHHH", ECHO_REQUEST, 0, 0, identifier, sequence)))
+    checksum = ~((total >> 16) + (total & 0xFFFF)) & 0xFFFF
+    return struct.pack("!BBHHH", ECHO_REQUEST, 0, checksum, identifier, sequence)
 
 
 def stream(target: str, port: int, rate: float, seconds: float) -> dict[str, Any]:
@@ -217,14 +242,14 @@ def main() -> None:
     """Parse the command line, do it, print the result."""
     parser = argparse.ArgumentParser(prog="probe")
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("serve", "check", "stream", "hold"):
+    for name in ("serve", "check", "await", "stream", "hold"):
         command = commands.add_parser(name)
         command.add_argument("--port", type=int, default=8080)
         if name == "serve":
             command.add_argument("--background", action="store_true")
         else:
             command.add_argument("--to", nargs="+" if name == "check" else None, required=True)
-        if name == "check":
+        if name in ("check", "await"):
             command.add_argument("--timeout", type=float, default=1.0)
         if name in ("stream", "hold"):
             command.add_argument("--seconds", type=float, required=True)
@@ -235,6 +260,8 @@ def main() -> None:
         serve(arguments.port, background=arguments.background)
     elif arguments.command == "check":
         say(check(arguments.to, arguments.port, arguments.timeout))
+    elif arguments.command == "await":
+        say(await_answer(arguments.to, arguments.timeout))
     elif arguments.command == "stream":
         say(stream(arguments.to, arguments.port, arguments.rate, arguments.seconds))
     else:
