@@ -17,11 +17,14 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "apply": ("calipy.cli.resource:apply", "Create or change the resources of a file."),
     "replace": ("calipy.cli.resource:replace_command", "Change the resources of a file."),
     "delete": ("calipy.cli.resource:delete", "Delete resources."),
+    "label": ("calipy.cli.edit:label", "Set or remove a label of a resource."),
+    "patch": ("calipy.cli.edit:patch", "Change parts of a resource."),
     "node": ("calipy.cli.node:command", "Run this host as a node, and see how it is."),
     "workload": ("calipy.cli.workload:command", "Connect network namespaces as pods."),
     "ipam": ("calipy.cli.ipam:command", "Show and change address management."),
     "bgp": ("calipy.cli.bgp:command", "Show peers and routes."),
     "lab": ("calipy.cli.lab:command", "Deploy and inspect labs of containers."),
+    "datastore": ("calipy.cli.datastore:command", "Lock the datastore, migrate names."),
     "version": ("calipy.cli.version:command", "Show versions."),
 }
 """Name → where the click command is, and its line in the overview. Modules that are not there yet are left out."""

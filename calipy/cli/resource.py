@@ -24,7 +24,7 @@ READ_ONLY: Final = frozenset({"ClusterInformation"})
 """Kinds that only the nodes themselves write."""
 
 
-def _options(function: Callable[..., None]) -> Callable[..., None]:
+def datastore_options(function: Callable[..., None]) -> Callable[..., None]:
     """Options of every command that talks to the datastore."""
     for option in (
         click.option(
@@ -45,7 +45,7 @@ def _options(function: Callable[..., None]) -> Callable[..., None]:
     "-o", "--output", default="table", show_default=True, help="table, wide, json, yaml, name or custom-columns=A,B."
 )
 @click.option("--export", is_flag=True, help="Leave out what belongs to this cluster alone (uid, revision, times).")
-@_options
+@datastore_options
 def get(
     kind: str,
     names: tuple[str, ...],
@@ -196,9 +196,9 @@ async def _each(
     """Do one thing to each resource; failures are told and counted."""
     failures = 0
     for resource in resources:
-        title = f"{resource.kind}({f'{resource.namespace}/' if resource.namespace else ''}{resource.name})"
+        title = title_of(resource)
         try:
-            _refuse_read_only(resource.kind)
+            refuse_read_only(resource.kind)
             await verb(client, resource)
         except ignore:
             click.echo(f"{title} is left alone")
@@ -210,7 +210,8 @@ async def _each(
     return failures
 
 
-def _refuse_read_only(kind: str) -> None:
+def refuse_read_only(kind: str) -> None:
+    """Raise ``InvalidInputError`` for a kind that the command line does not write."""
     if kind in READ_ONLY:
         raise InvalidInputError("is written by the nodes alone", field="kind", value=kind)
 
@@ -259,7 +260,7 @@ replace_command = _file_command("replace", "Bring existing resources to what a f
 @click.option("-f", "--filename", help="Delete the resources of this file; - for standard input.")
 @click.option("-n", "--namespace", default=None, help="Namespace of the objects [default: default].")
 @click.option("--skip-not-exists", is_flag=True, help="Missing ones are no error.")
-@_options
+@datastore_options
 def delete(
     kind: str | None,
     names: tuple[str, ...],
@@ -286,6 +287,11 @@ def delete(
         return await _each(client, resources, _delete, "deleted", ignore=ignore)
 
     sys.exit(1 if current(config_file).run(work) else 0)
+
+
+def title_of(resource: AnyResource) -> str:
+    """``NetworkPolicy(shop/web)``."""
+    return f"{resource.kind}({f'{resource.namespace}/' if resource.namespace else ''}{resource.name})"
 
 
 def _named(kind: str, name: str, namespace: str | None) -> AnyResource:

@@ -8,7 +8,6 @@ msgspec's quick one for values that need none of it.
 
 from __future__ import annotations
 
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -18,16 +17,12 @@ from typing import Annotated, Any, TypeVar, Union, cast
 
 import msgspec
 
-from calipy.datastore import durations
+from calipy.datastore import goscalars as scalars
+from calipy.datastore.goscalars import Reader
 from calipy.datastore.kinds.base import Always, Bits, Form, GoStruct, OmitZero
 from calipy.errors import InvalidInputError
 
 T = TypeVar("T")
-Reader = Callable[[Any, str], Any]
-
-_TIME = re.compile(r"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)(?:[.,]\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII)
-_INT64 = Bits(-(2**63), 2**63 - 1)
-_PORT_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,128}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,16 +210,16 @@ def _read_struct(struct: type[GoStruct], value: Any, path: str) -> GoStruct:
 def _reader(base: Any, marks: tuple[Any, ...]) -> Reader:
     form = next((mark for mark in marks if isinstance(mark, Form)), None)
     if form is not None:
-        return _FORMS[form.name]
+        return scalars.FORMS[form.name]
     if base is str:
-        return _read_text
+        return scalars.text
     if base is bool:
-        return _read_bool
+        return scalars.boolean
     if base is int:
-        bits = next((mark for mark in marks if isinstance(mark, Bits)), _INT64)
-        return lambda value, path: _read_int(value, path, bits)
+        bits = next((mark for mark in marks if isinstance(mark, Bits)), scalars.INT64)
+        return lambda value, path: scalars.integer(value, path, bits)
     if base is float:
-        return _read_float
+        return scalars.number
     if base is Any or isinstance(base, TypeVar):  # a type variable is met in writing only
         return lambda value, _path: value
     origin = typing.get_origin(base)
@@ -235,7 +230,7 @@ def _reader(base: Any, marks: tuple[Any, ...]) -> Reader:
         item = _item_reader(typing.get_args(base)[1])
         return lambda value, path: _read_map(value, path, item)
     if origin in {Union, types.UnionType}:
-        return _read_int_or_text
+        return scalars.integer_or_text
     if isinstance(_origin(base), type) and issubclass(_origin(base), GoStruct):
         return lambda value, path: _read_struct(base, value, path)
     raise TypeError(f"no reader for {base!r}")
@@ -250,41 +245,6 @@ def _item_reader(hint: Any) -> Reader:
     return lambda value, path: inner(zero if value is None else value, path)
 
 
-def _read_text(value: Any, path: str) -> str:
-    if not isinstance(value, str):
-        raise InvalidInputError("must be a text", field=path, value=value)
-    return value
-
-
-def _read_bool(value: Any, path: str) -> bool:
-    if not isinstance(value, bool):
-        raise InvalidInputError("must be true or false", field=path, value=value)
-    return value
-
-
-def _read_int(value: Any, path: str, bits: Bits = _INT64) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidInputError("must be an integer, unquoted and without a point", field=path, value=value)
-    if not bits.low <= value <= bits.high:
-        raise InvalidInputError(f"must be in {bits.low}..{bits.high}", field=path, value=value)
-    return value
-
-
-def _read_float(value: Any, path: str) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise InvalidInputError("must be a number", field=path, value=value)
-    try:
-        return float(value)
-    except OverflowError:
-        raise InvalidInputError("is too big", field=path, value=value) from None
-
-
-def _read_int_or_text(value: Any, path: str) -> int | str:
-    if isinstance(value, str):
-        return value
-    return _read_int(value, path, Bits(-(2**31), 2**31 - 1))
-
-
 def _read_list(value: Any, path: str, item: Reader) -> tuple[Any, ...]:
     if not isinstance(value, list):
         raise InvalidInputError("must be a list", field=path, value=value)
@@ -295,70 +255,6 @@ def _read_map(value: Any, path: str, item: Reader) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidInputError("must be an object", field=path, value=value)
     return {name: item(entry, f"{path}.{name}") for name, entry in value.items()}
-
-
-def _read_time(value: Any, path: str) -> str:
-    found = _TIME.fullmatch(value) if isinstance(value, str) else None
-    if found is None:
-        raise InvalidInputError("must be a time such as 2026-08-01T10:00:00Z", field=path, value=value)
-    import datetime  # noqa: PLC0415 - only odd spellings of a time need it
-
-    try:
-        moment = datetime.datetime.fromisoformat(
-            "{}-{}-{}T{}:{}:{}{}".format(*found.groups()[:6], found[7].replace("Z", "+00:00"))
-        ).astimezone(datetime.UTC)
-    except (ValueError, OverflowError):
-        raise InvalidInputError("is no such moment", field=path, value=value) from None
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _read_duration(value: Any, path: str) -> str:
-    try:
-        return durations.canonical(_read_text(value, path))
-    except ValueError as error:
-        raise InvalidInputError(str(error), field=path, value=value) from None
-
-
-def _read_as_number(value: Any, path: str) -> int:
-    if not isinstance(value, str):
-        return _read_int(value, path, Bits(0, 2**32 - 1))
-    high, dot, low = value.rpartition(".")
-    limit = 2**16 if dot else 2**32
-    parts = [high, low] if dot else [low]
-    if not all(part.isascii() and part.isdigit() and int(part) < limit for part in parts):
-        raise InvalidInputError("must be an AS number such as 65001 or 1.10", field=path, value=value)
-    return (int(high) << 16) + int(low) if dot else int(low)
-
-
-def _read_protocol(value: Any, path: str) -> int | str:
-    if isinstance(value, str):
-        return int(value) if value.isascii() and value.isdigit() and int(value) <= 255 else value
-    return _read_int(value, path, Bits(0, 255))
-
-
-def _read_port(value: Any, path: str) -> int | str:
-    if not isinstance(value, str):
-        return _read_int(value, path, Bits(0, 65535))
-    if value.isascii() and value.isdigit():
-        return _read_int(int(value), path, Bits(0, 65535))
-    low, colon, high = value.partition(":")
-    if colon and low.isascii() and high.isascii() and low.isdigit() and high.isdigit():
-        first, last = _read_int(int(low), path, Bits(0, 65535)), _read_int(int(high), path, Bits(0, 65535))
-        if first > last:
-            raise InvalidInputError("must not begin above its end", field=path, value=value)
-        return first if first == last else f"{first}:{last}"
-    if not _PORT_NAME.fullmatch(value):
-        raise InvalidInputError("must be a port number, a range such as 1000:2000, or a name", field=path, value=value)
-    return value
-
-
-_FORMS: dict[str, Reader] = {
-    "time": _read_time,
-    "duration": _read_duration,
-    "as": _read_as_number,
-    "protocol": _read_protocol,
-    "port": _read_port,
-}
 
 
 def write(value: Any) -> Any:
