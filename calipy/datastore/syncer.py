@@ -22,7 +22,7 @@ CHUNK = 500
 """Updates of a listing per batch: what is decoded before the event loop gets its turn."""
 
 BACKOFF_BASE = 0.1
-BACKOFF_CAP = 5.0
+BACKOFF_CAP = 2.0
 """Seconds: the first and the longest pause between two attempts to reach the store."""
 
 logger = log.get("syncer")
