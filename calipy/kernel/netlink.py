@@ -156,7 +156,7 @@ class NetlinkSocket:
         """
         with self._lock:
             sequence = self._next_sequence()
-            self._socket.send(_with_sequence(request, sequence))
+            self._send(_with_sequence(request, sequence))
             for kind, flags, number, body in self._receive():
                 if number != sequence:
                     continue
@@ -188,8 +188,11 @@ class NetlinkSocket:
         Raises:
             KernelError: no such interface (ENODEV).
         """
+        name = interface.encode()
+        if not 0 < len(name) < 16:  # the kernel would cut it, and find another one
+            raise _refused(f"find interface {interface}", errno.ENODEV, "")
         try:
-            answer = fcntl.ioctl(self._socket, _SIOCGIFINDEX, struct.pack("16s24x", interface.encode()[:16]))
+            answer = fcntl.ioctl(self._socket, _SIOCGIFINDEX, struct.pack("16s24x", name))
         except OSError as error:
             raise _refused(f"find interface {interface}", error.errno or 0, "") from error
         return int(struct.unpack_from("=i", answer, 16)[0])
@@ -203,7 +206,7 @@ class NetlinkSocket:
         interrupted = False
         with self._lock:
             sequence = self._next_sequence()
-            self._socket.send(_with_sequence(request, sequence, NLM_F_DUMP))
+            self._send(_with_sequence(request, sequence, NLM_F_DUMP))
             for kind, flags, number, body in self._receive():
                 if number != sequence:
                     continue
@@ -231,7 +234,7 @@ class NetlinkSocket:
                     chunk += messages[offset]
                     _SEQUENCE.pack_into(chunk, start + 8, base + offset - first)
                 struct.pack_into("=H", chunk, start + 6, _flags_of(messages[last - 1]) | NLM_F_ACK)
-                self._socket.send(chunk)
+                self._send(chunk)
                 for kind, flags, number, body in self._receive():
                     if kind != _NLMSG_ERROR or not base <= number <= self._sequence:
                         continue
@@ -244,10 +247,20 @@ class NetlinkSocket:
         self._sequence += 1
         return self._sequence
 
+    def _send(self, data: bytes | bytearray) -> None:
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise _refused("ask the kernel", error.errno or 0, "") from error
+
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Messages as (type, flags, sequence, body), for as long as the caller wants more."""
         while True:
-            yield from split(self._socket.recv(RECEIVE_SIZE))
+            try:
+                datagram = self._socket.recv(RECEIVE_SIZE)
+            except OSError as error:  # ENOBUFS: an answer is lost, so what was done is not known
+                raise _refused("hear the kernel's answer", error.errno or 0, "") from error
+            yield from split(datagram)
 
 
 def interface_name(raw: socket.socket, index: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import subprocess
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def run(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise KernelError(f"{argv[0]} did not end within {timeout:g} s and was killed", code=110) from error
+        raise KernelError(f"{argv[0]} did not end within {timeout:g} s and was killed", code=errno.ETIMEDOUT) from error
     except OSError as error:
         remedy = f"install the package that has {argv[0]}" if isinstance(error, FileNotFoundError) else ""
         raise KernelError(f"cannot run {argv[0]}: {error.strerror}", code=error.errno or 0, remedy=remedy) from error

@@ -69,9 +69,11 @@ def test_names_and_indexes(netns):
     index = netns.netlink.index_of("cali0")
     assert netns.netlink.name_of(index) == "cali0"
     assert netns.netlink.name_of(9999) == "if9999"
-    with pytest.raises(KernelError, match="find interface nope0") as caught:
-        netns.netlink.index_of("nope0")
-    assert caught.value.code == errno.ENODEV
+    netns.links.create_veth(VethEnd("fifteen-letters"), VethEnd("other0"))
+    for name in ("nope0", "fifteen-letters-and-more", ""):
+        with pytest.raises(KernelError, match=f"find interface {name}") as caught:
+            netns.netlink.index_of(name)
+        assert caught.value.code == errno.ENODEV
     with pytest.raises(OSError, match="no interface"):
         socket.if_nametoindex("cali0")
 
