@@ -13,7 +13,7 @@ from calipy.datastore.etcd import EtcdStore
 from calipy.datastore.store import Put
 from calipy.datastore.syncer import InSync, Status, Syncer, Update
 from calipy.errors import CompactedError, UnavailableError
-from tests.support.etcd import EtcdServer, etcdctl
+from tests.support.etcd import EtcdServer, etcd_cluster, etcdctl
 from tests.support.watching import take_events
 
 pytestmark = pytest.mark.etcd
@@ -361,3 +361,59 @@ async def test_syncer_through_crashes(own_etcd: EtcdServer):
     await asyncio.wait({following})
     await store.close()
     await writer.close()
+
+
+async def test_cluster_loses_members():
+    """Of three members any one may die: calls and a syncer go on with the others. Without a majority everything is
+    refused in time, watches included, and when the members are back all is as before.
+    """
+    with etcd_cluster(3) as members:
+        store = EtcdStore([member.url for member in members], call_timeout=2, silence=1)
+        syncer = Syncer(store, ["/s/"], parse=lambda path: path, decode=lambda key, value, revision: value)
+        state: dict[str, bytes] = {}
+
+        async def follow() -> None:
+            async for batch in syncer.run():
+                state.update({event.key: event.value for event in batch if isinstance(event, Update)})
+
+        following = asyncio.create_task(follow())
+
+        async def write(key: str) -> None:
+            """Write, again if need be, and see it told."""
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        await store.put(key, b"x")
+                        break
+                    except UnavailableError:
+                        await asyncio.sleep(0.05)
+                while key not in state:
+                    await asyncio.sleep(0.01)
+
+        await write("/s/all")
+        for member in members:
+            member.kill()
+            await write(f"/s/without-{member.name}")
+            member.begin()
+            await asyncio.to_thread(member.wait)
+        for member in members[:2]:
+            member.kill()
+        started = time.monotonic()
+        with pytest.raises(UnavailableError):
+            await store.get("/s/all")
+        with pytest.raises(UnavailableError):
+            await store.put("/s/none", b"x")
+        async with asyncio.timeout(15):
+            while syncer.state != "disconnected":
+                await asyncio.sleep(0.05)
+        assert time.monotonic() - started < 15
+        for member in members[:2]:
+            member.begin()
+        for member in members[:2]:
+            await asyncio.to_thread(member.wait)
+        await write("/s/again")
+        assert state == {kv.key: kv.value for kv in (await store.list("/s/")).items}
+        assert len(state) in {5, 6}
+        following.cancel()
+        await asyncio.wait({following})
+        await store.close()

@@ -40,7 +40,8 @@ class EtcdServer:
         pid: of the running process.
     """
 
-    def __init__(self, *, tls: ServerTls | None = None, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, *, tls: ServerTls | None = None, name: str = "test", arguments: Sequence[str] = ()) -> None:
+        self.name = name
         self._tls = tls
         self._arguments = tuple(arguments)
         self._process: subprocess.Popen[bytes] | None = None
@@ -71,6 +72,27 @@ class EtcdServer:
                 break
             self._ports = None  # another process took a port between our look and etcd's
         raise RuntimeError(f"etcd did not start:\n{(self._directory / 'log').read_text()[-2000:]}")
+
+    def begin(self) -> None:
+        """Start it without waiting: a member of a cluster serves only when others do."""
+        self._ports = self._ports or _free_ports()
+        self._process = self._spawn(*self._ports)
+
+    def wait(self) -> None:
+        """Wait until what ``begin`` started serves."""
+        if not self._wait():
+            raise RuntimeError(f"etcd did not start:\n{(self._directory / 'log').read_text()[-2000:]}")
+
+    @property
+    def peer_url(self) -> str:
+        """Where other members find it."""
+        self._ports = self._ports or _free_ports()
+        return f"http://127.0.0.1:{self._ports[1]}"
+
+    def join(self, members: Sequence[EtcdServer]) -> None:
+        """Be a member of this cluster, itself included; before its first start."""
+        cluster = ",".join(f"{member.name}={member.peer_url}" for member in members)
+        self._arguments += ("--initial-cluster", cluster)
 
     def kill(self) -> None:
         """SIGKILL, and wait."""
@@ -114,10 +136,10 @@ class EtcdServer:
         argv = [
             # Not a preexec function: that forks a process that may hold gRPC's threads.
             "setpriv", "--pdeathsig", "KILL", "--",
-            "etcd", "--name", "test", "--data-dir", str(self._directory / "data"),
+            "etcd", "--name", self.name, "--data-dir", str(self._directory / "data"),
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
             "--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url,
-            "--initial-cluster", f"test={peer_url}",
+            "--initial-cluster", f"{self.name}={peer_url}",
             "--listen-metrics-urls", f"http://127.0.0.1:{metrics}",
             "--heartbeat-interval", "50", "--election-timeout", "500",
             "--log-level", "warn", "--logger", "zap",
@@ -158,6 +180,21 @@ class EtcdServer:
                 self._process.kill()
                 self._process.wait()
         self._process = None
+
+
+@contextlib.contextmanager
+def etcd_cluster(size: int) -> Iterator[list[EtcdServer]]:
+    """A cluster of real members, all serving."""
+    with contextlib.ExitStack() as stack:
+        members = [EtcdServer(name=f"member{n}") for n in range(size)]
+        for member in members:
+            stack.callback(member.close)
+        for member in members:
+            member.join(members)
+            member.begin()
+        for member in members:
+            member.wait()
+        yield members
 
 
 def etcdctl(server: EtcdServer, *arguments: str, user: str = "") -> str:
