@@ -28,6 +28,9 @@ FAILSAFE_OUTBOUND: Final = (
 )
 NEIGHBOUR_DISCOVERY: Final = frozenset({130, 131, 132, 133, 135, 136})
 """ICMPv6 types that a pod may always send to its node."""
+VXLAN_PORT: Final = 4789
+IPIP: Final = 4
+"""Protocol number. Pods may not send tunnel packets (Felix's defaults), whatever policy says."""
 EPHEMERAL_PORT: Final = 49152
 
 _ICMP_ANSWERS: Final = {("icmp", 8): 0, ("icmp", 13): 14, ("icmpv6", 128): 129}
@@ -215,10 +218,17 @@ class _Walk:
             if state == "invalid":
                 self.steps.append(Step(endpoint.node, endpoint.name, layer, direction, "invalid: Deny"))
                 return "deny"
+        if not endpoint.is_host and direction == "egress" and _is_tunnelled(packet):
+            self.steps.append(Step(endpoint.node, endpoint.name, layer, direction, "tunnel packet: Deny"))
+            return "deny"
         if endpoint.is_host and layer != "forward" and _is_failsafe(packet, direction, raw=layer == "untracked"):
             self.steps.append(Step(endpoint.node, endpoint.name, layer, direction, "failsafe: Allow"))
             return "allow" if layer == "normal" else "undecided"  # elsewhere only that table is done with it
         return judge(self._snapshot, endpoint, layer, direction, packet, self.steps)
+
+
+def _is_tunnelled(packet: Packet) -> bool:
+    return packet.protocol == IPIP or (packet.protocol == "udp" and packet.destination_port == VXLAN_PORT)
 
 
 def _is_failsafe(packet: Packet, direction: Direction, *, raw: bool) -> bool:

@@ -68,12 +68,19 @@ class Snapshot:
     Args:
         resources: of all kinds that concern policy, and Nodes; others are ignored.
         endpoint_to_host: what happens to packets of a pod to its own node that egress policy lets pass.
+        uplink: name of the nodes' interface towards each other and the world; "" when it is not known, then every host
+            endpoint of a node is taken to be on it.
     """
 
     def __init__(
-        self, resources: Iterable[Resource[Any, Any]], *, endpoint_to_host: Literal["Accept", "Drop"] = "Accept"
+        self,
+        resources: Iterable[Resource[Any, Any]],
+        *,
+        endpoint_to_host: Literal["Accept", "Drop"] = "Accept",
+        uplink: str = "",
     ) -> None:
         self.endpoint_to_host = endpoint_to_host
+        self.uplink = uplink
         self.problems: dict[str, str] = {}
         self.profiles: dict[str, model.Rules] = {model.DEFAULT_ALLOW_PROFILE: model.ALLOW_ALL}
         self.rules: dict[PolicyID, model.Rules] = {}
@@ -114,9 +121,14 @@ class Snapshot:
         return {address: name for name, addresses in self.nodes.items() for address in addresses}
 
     def host_endpoint(self, node: str) -> Endpoint | None:
-        """The host endpoint that guards a node's uplink: a named one before one for all interfaces, then by name."""
-        found = [e for e in self.endpoints if e.is_host and e.node == node]
+        """The host endpoint on a node's uplink: a particular one before one for all interfaces, then by name."""
+        found = [e for e in self.endpoints if e.is_host and e.node == node and self._is_on_uplink(e)]
         return min(found, key=lambda e: (e.interface == ANY_INTERFACE, e.name), default=None)
+
+    def _is_on_uplink(self, endpoint: Endpoint) -> bool:
+        if not self.uplink or endpoint.interface in {self.uplink, ANY_INTERFACE}:
+            return True
+        return not endpoint.interface and not set(endpoint.addresses).isdisjoint(self.nodes.get(endpoint.node, ()))
 
     def owners(self, address: IPAddress) -> tuple[Endpoint | AddressSet, ...]:
         """Endpoints that have an address and network sets that cover it. O(endpoints) once per address."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from calipy.conformance.bench import Bench
-from calipy.conformance.netpol_case import Case, State, is_case, load, parse_probe
+from calipy.conformance.netpol_case import UPLINK, Case, State, is_case, load, parse_probe
 from calipy.conformance.report import CaseResult
 from calipy.errors import InvalidInputError
 from calipy.policy.evaluate import EPHEMERAL_PORT, Verdict, evaluate
@@ -47,7 +47,8 @@ def check(name: str, case: Case) -> CaseResult:
 
 def wrong_cells(state: State) -> list[str]:
     """One line for each cell that the evaluator sees differently, with its reason."""
-    snapshot = Snapshot(state.cluster.resources(), endpoint_to_host=state.cluster.endpoint_to_host)
+    cluster = state.cluster
+    snapshot = Snapshot(cluster.resources(), endpoint_to_host=cluster.endpoint_to_host, uplink=UPLINK)
     found = [f"{state.name}: {where}: {why}" for where, why in snapshot.problems.items()]
     for probe, source, destination, wanted in state.cells():
         verdict = verdict_of(snapshot, state, probe, source, destination)

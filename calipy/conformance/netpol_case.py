@@ -17,6 +17,7 @@ from typing import Any, Final
 import yaml
 
 from calipy.datastore.codec import new, read_document
+from calipy.datastore.keys import NAMESPACED
 from calipy.datastore.names import format_workload_endpoint, kubernetes_interface
 from calipy.datastore.resources import (
     NodeBGPSpec,
@@ -120,7 +121,9 @@ class Cluster:
             for account in document.get("serviceAccounts") or ()
         }
         self._pods = {f"{pod['namespace']}/{pod['name']}": pod for pod in document["pods"]}
-        self._objects = {_identity(found): found for found in document.get("policies") or ()}
+        self._objects: dict[tuple[str, str, str, str], Mapping[str, Any]] = {}
+        for found in document.get("policies") or ():
+            self.apply({"apply": found})
 
     def apply(self, action: Mapping[str, Any]) -> None:
         """Carry out one action of a step.
@@ -132,9 +135,13 @@ class Cluster:
         [(name, given)] = action.items()
         match name:
             case "apply":
-                self._objects[_identity(given)] = given
+                metadata = dict(given["metadata"])
+                key = _identity(given["apiVersion"], given["kind"], metadata)
+                if key[2]:
+                    metadata["namespace"] = key[2]
+                self._objects[key] = {**given, "metadata": metadata}
             case "delete":
-                del self._objects[given["apiVersion"], given["kind"], given.get("namespace", ""), given["name"]]
+                del self._objects[_identity(given["apiVersion"], given["kind"], given)]
             case "setPodLabels":
                 self._pods[given["pod"]] = {**self._pods[given["pod"]], "labels": given["labels"]}
             case "setNamespaceLabels":
@@ -246,9 +253,10 @@ def load(path: Path) -> Case:
     )
 
 
-def _identity(found: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    metadata = found["metadata"]
-    return found["apiVersion"], found["kind"], metadata.get("namespace", ""), metadata["name"]
+def _identity(api_version: str, kind: str, metadata: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """API version, kind, namespace and name; who names no namespace means ``default``, as on the command line."""
+    namespace = (metadata.get("namespace") or "default") if kind in NAMESPACED else ""
+    return api_version, kind, namespace, metadata["name"]
 
 
 def _node(node: Mapping[str, Any]) -> Resource[Any, Any]:

@@ -22,7 +22,7 @@ async def test_selectors_and_conversion(file: str) -> None:
     """Expressions, ids, policies, namespaces, accounts and names come out as from Calico's own tools."""
     path = ROOT / "datastore" / file
     document = json.loads(path.read_text())
-    [suite] = [suite for suite in suites() if suite.detect(path, document)]
+    suite = next(suite for suite in suites() if suite.detect(path, document))
     results = await suite.run(str(path), document, None)  # needs no store
     assert sum(result.outcome == "passed" for result in results) > 50
     assert not [result for result in results if result.outcome == "failed"]

@@ -29,7 +29,7 @@ def _verdict(
     objects: list[Object],
     source: str,
     destination: str,
-    protocol: str = "tcp",
+    protocol: str | int = "tcp",
     port: int = 80,
     *,
     to_host: Literal["Accept", "Drop"] = "Accept",
@@ -148,6 +148,28 @@ def test_wide_cidrs_of_the_other_family_do_not_widen() -> None:
     for entity in ({"nets": ["10.0.0.0/8"]}, {"notNets": ["10.0.0.0/8"]}, {"notNets": ["::/0"]}):
         policy = network_policy("p", selector="app == 'db'", ingress=[{"action": "Allow", "source": entity}])
         assert not _verdict([policy], "fd00:9::9", "fd00:65::2").allowed, entity
+
+
+def test_pods_may_not_send_tunnel_packets() -> None:
+    """VXLAN and IPIP from a pod would go round policy at the other end; they are dropped before policy is asked."""
+    assert not _verdict([], "10.65.1.1", OUTSIDE, "udp", 4789).allowed
+    assert not _verdict([], "10.65.1.1", OUTSIDE, 4, 0).allowed
+    assert _verdict([], OUTSIDE, "10.65.1.1", "udp", 4789).allowed
+
+
+def test_which_host_endpoint_is_on_the_uplink() -> None:
+    """By interface, by expected address when no interface is named, else the one for all interfaces; not another's."""
+    candidates = {
+        "other": {"node": "n1", "interfaceName": "eth9", "expectedIPs": ["172.20.0.11"]},
+        "address": {"node": "n1", "expectedIPs": ["172.20.0.11"]},
+        "all": {"node": "n1", "interfaceName": "*"},
+        "elsewhere": {"node": "n2", "interfaceName": "uplink0"},
+    }
+    hosts = {name: make("HostEndpoint", name, spec) for name, spec in candidates.items()}
+    for given, chosen in ((["other", "elsewhere"], None), (["all", "other"], "all"), (["all", "address"], "address")):
+        snapshot = Snapshot((value for _, value in (*NODES, *(hosts[name] for name in given))), uplink="uplink0")
+        found = snapshot.host_endpoint("n1")
+        assert (found.name if found else None) == chosen
 
 
 def test_problems_are_listed() -> None:
