@@ -36,6 +36,8 @@ from calipy.net import Family
 _logger = log.get("felix.dataplane")
 
 _GENERATION_POLL: Final = 1.0
+_VERIFY_AFTER: Final = 0.2
+_LONGEST_POST_WRITE_CHECK: Final = 3600.0
 _RETRY_FIRST: Final = 0.1
 _RETRY_LONGEST: Final = 10.0
 _DRIFT_KEPT: Final = 100
@@ -318,13 +320,14 @@ class Dataplane:
         self._refused = written.refused
         report.changed = len(written.changed)
         report.errors += [f"{place}: {why}" for place, why in written.refused.items()]
-        if written.changed and self.backend == "legacy":
-            self._post_write.interval = self.config.post_write_check
-            self._post_write.restart(now)
         report.drift += await self._edges.write(now)
         self._unapplied = {identity for changes in self._pending for identity in changes.endpoints}
         if self._ipsets.unwanted:
             await self._ipsets.destroy_unwanted()
+        if self._iptables.unverified:
+            self._post_write.no_later_than(
+                self.config.post_write_check if self.backend == "legacy" else _VERIFY_AFTER, now
+            )
 
     async def _refresh(self, report: ApplyReport, iptables: IPTables, now: float) -> None:
         """Read again what is due, or what others have written to."""
@@ -333,7 +336,9 @@ class Dataplane:
             due = iptables.others_wrote() or due
         if self._post_write.take(now):
             due = True
-            self._post_write.interval *= 2
+            # nf_tables says when others write; with the legacy backend only looking again helps, ever less often.
+            longer = self._post_write.interval * 2 if self.backend == "legacy" else 0
+            self._post_write.interval = longer if longer < _LONGEST_POST_WRITE_CHECK else 0
             self._post_write.restart(now)
         if self._first_write:
             await iptables.read()

@@ -8,12 +8,16 @@ by precedence. A value that cannot be used falls back to the default and is repo
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal
 
 from calipy.felix.messages import PortRange
 from calipy.net import Prefix
+
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
+_UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 Backend = Literal["auto", "nft", "legacy"]
 
@@ -95,14 +99,19 @@ def _boolean(text: str) -> bool:
 
 
 def _seconds(text: str) -> float:
-    value = float(text or 0)
+    """Plain seconds, or Go's form of a duration such as ``1m30s``."""
+    parts = _DURATION.findall(text)
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        value = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    else:
+        value = float(text or 0)
     if not 0 <= value < 1e9:
         raise ValueError("expected a number of seconds, 0 or more")
     return value
 
 
 def _milliseconds(text: str) -> float:
-    return _seconds(text) / 1000
+    return _seconds(text) / (1000 if text.isdigit() else 1)
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:

@@ -22,6 +22,12 @@ class Timer:
         spread = 1 + random.uniform(-_JITTER, _JITTER)  # noqa: S311 - not a secret
         self.deadline = now + self.interval * spread if self.interval else None
 
+    def no_later_than(self, interval: float, now: float) -> None:
+        """Be due after ``interval`` seconds, and every so often from then on, unless it is due earlier anyway."""
+        if interval and (self.deadline is None or self.deadline > now + interval * (1 + _JITTER)):
+            self.interval = interval
+            self.restart(now)
+
     def take(self, now: float) -> bool:
         """Whether it is due; if so the next interval begins."""
         if self.deadline is None or self.deadline > now:

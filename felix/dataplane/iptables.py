@@ -2,8 +2,9 @@
 
 * One restore process per family and flush carries all tables; each table is one transaction.
 * The whole of a table is read at the start and when somebody else may have written, never before a write.
-* After a write the chains it touched are read back. nf_tables answers that for single chains; the legacy backend can
-  only be read whole, so there it happens a little later, once for many writes.
+* After a write the chains it touched are read back. nf_tables answers that for single chains. After very large writes,
+  and with the legacy backend, only reading everything would do: that is left to the caller (``unverified``), who has
+  more urgent things to do first.
 * A rule that the kernel refuses would block its whole table: its chain is replaced by one that drops, and reported.
 """
 
@@ -31,7 +32,7 @@ _FIRST_DELAY: Final = 0.001
 _TIMEOUT: Final = 60.0
 _LOCK_WAIT: Final = 10
 _MANY_CHAINS: Final = 64
-"""Reading a table whole is cheaper than reading more chains than this one by one."""
+"""More chains than this are not read back one by one."""
 _ERROR_LINE: Final = re.compile(r"\bline:? (\d+)")
 _ERROR_CHAIN: Final = re.compile(r"rule in chain (\S+)")
 
@@ -58,12 +59,15 @@ class IPTables:
         Args:
             backend: nft or legacy.
             tables: desired state; its owner changes it between calls.
+
+        ``unverified`` is True after a write that has not been read back; ``read`` does it.
         """
         self.backend = backend
         self._tables = tables
         self._actual: dict[Family, dict[TableName, Actual]] = {}
         self._reader = NftablesReader() if backend == "nft" else None
         self._generation = 0
+        self.unverified = False
 
     @property
     def families(self) -> KeysView[Family]:
@@ -98,6 +102,7 @@ class IPTables:
         """
         if self._reader:
             self._generation = self._reader.generation()
+        self.unverified = False
         drift = await asyncio.gather(*(self._read_family(family) for family in self._tables))
         return [difference for of_family in drift for difference in of_family]
 
@@ -209,11 +214,9 @@ class IPTables:
 
     async def _verified(self, family: Family, plans: list[Plan]) -> bool:
         """Read back what was written; what is not as expected stays dirty."""
-        if self._reader is None:
+        if self._reader is None or sum(len(item.chains) + len(item.hooks) for item in plans) > _MANY_CHAINS:
+            self.unverified = True
             return True
-        if sum(len(item.chains) + len(item.hooks) for item in plans) > _MANY_CHAINS:
-            await self._read_family(family)
-            return not any(plan(self._tables[family][name], self._actual[family][name]) for name in TABLES)
         good = True
         for item in plans:
             actual = self._actual[family][_table_name(item.table)]

@@ -7,6 +7,7 @@ endpoint renders its own chains, the roots of the dispatch trees and the branche
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 from typing import TypeVar
 
 from calipy.felix.config import FelixConfig
@@ -55,6 +56,7 @@ class Renderer:
         self._claims: defaultdict[str, set[EndpointID]] = defaultdict(set)
         self._rendered: dict[str, EndpointChains] = {}
         self._group_users: defaultdict[str, set[str]] = defaultdict(set)
+        self._spoofing: dict[str, WorkloadEndpoint] = {}
         self._natted_pools: set[str] = set()
         end = static.unknown_interface(config)
         self._dispatch = (
@@ -91,6 +93,7 @@ class Renderer:
         before = self._rendered.keys() & stale
         for interface in stale:
             self._render_interface(interface)
+        self._render_spoofing(stale)
         after = self._rendered.keys() & stale
         if before != after:
             self._render_dispatch(after - before, before - after)
@@ -152,6 +155,20 @@ class Renderer:
                 _discard(self._group_users, group.name, interface)
                 if group.name not in self._group_users:
                     self._filter.drop(group.name)
+
+    def _render_spoofing(self, stale: set[str]) -> None:
+        """Who may use other source addresses than its own (WorkloadSourceSpoofing=Any)."""
+        before = dict(self._spoofing)
+        for interface in stale:
+            self._spoofing.pop(interface, None)
+            claims = self._claims.get(interface)
+            endpoint = self._endpoints[min(claims)] if claims else None
+            if endpoint is not None and self._context.config.spoofing_allowed:
+                own = tuple(net for net in endpoint.spoof_prefixes if family_of(net) == self._context.family)
+                if own:
+                    self._spoofing[interface] = replace(endpoint, spoof_prefixes=own)
+        if before != self._spoofing:
+            self.tables["raw"].put(static.rpf_skip_chain(self._spoofing[name] for name in sorted(self._spoofing)))
 
     def _render_dispatch(self, added: set[str], removed: set[str]) -> None:
         for tree in self._dispatch:

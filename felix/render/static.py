@@ -5,9 +5,11 @@ Host endpoints, tunnels and IPVS have no part here: their rules join in when the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal
 
 from calipy.felix.config import FelixConfig
+from calipy.felix.messages import WorkloadEndpoint
 from calipy.felix.render import syntax
 from calipy.felix.render.marks import Marks
 from calipy.felix.render.nat import nat_outgoing_chain
@@ -129,5 +131,17 @@ def _raw(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]
             ),
         ),
         Chain("cali-OUTPUT", (Rule("", syntax.clear_mark(marks.all)), accepted)),
-        Chain(RPF_SKIP, ()),
+        rpf_skip_chain(()),
+    )
+
+
+def rpf_skip_chain(endpoints: Iterable[WorkloadEndpoint]) -> Chain:
+    """Exceptions from the spoofing check: sources that an endpoint may use though no route leads to it for them."""
+    return Chain(
+        RPF_SKIP,
+        tuple(
+            Rule(f"{syntax.from_interface(endpoint.interface)} --source {prefix}", syntax.ACCEPT)
+            for endpoint in endpoints
+            for prefix in endpoint.spoof_prefixes
+        ),
     )

@@ -63,6 +63,18 @@ def test_restart_writes_nothing_and_loses_nothing(node: Node, backend: str) -> N
     assert not felix.status().drift
 
 
+def test_an_orderly_end_leaves_everything_in_force(node: Node) -> None:
+    """Stopped as with SIGTERM: rules, sets, routes and connectivity stay."""
+    felix = node.felix()
+    server, client = programmed(node, felix)
+    rules, routes = _rules(node.rules()), node.ns.run("ip", "route")
+    felix.stop()
+    assert _rules(node.rules()) == rules
+    assert node.ns.run("ip", "route") == routes
+    assert reaches(client.ns, server.address, 80)
+    assert not reaches(client.ns, server.address, 81)
+
+
 def test_restart_removes_what_went_meanwhile_only_when_in_sync(node: Node) -> None:
     """Chains, sets and routes of a pod that was deleted during the absence go, after the first snapshot."""
     felix = node.felix()

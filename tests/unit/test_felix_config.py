@@ -53,3 +53,19 @@ def test_none_stands_for_nothing() -> None:
     config = FelixConfig.from_parameters({"IptablesRefreshInterval": "none", "ExternalNodesCIDRList": "NONE"})
     assert config.iptables_refresh == 0
     assert config.external_nodes == ()
+
+
+def test_periods_are_seconds_or_durations() -> None:
+    """Plain numbers as in Felix's file, and Go's form as in the resource."""
+    config = FelixConfig.from_parameters(
+        {
+            "IptablesRefreshInterval": "1m30s",
+            "IpsetsRefreshInterval": "12.5",
+            "RouteRefreshInterval": "0s",
+            "IptablesLockProbeIntervalMillis": "50ms",
+            "InterfaceRefreshInterval": "soon",
+        }
+    )
+    assert (config.iptables_refresh, config.ipsets_refresh, config.route_refresh) == (90, 12.5, 0)
+    assert config.lock_probe == 0.05
+    assert [name for name, _, _ in config.problems] == ["InterfaceRefreshInterval"]

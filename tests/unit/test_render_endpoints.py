@@ -300,6 +300,18 @@ def test_static_chains_of_each_table() -> None:
     assert rendered(four, "cali-nat-outgoing", "nat") == []
 
 
+def test_spoofing_is_excepted_only_where_the_node_allows_it() -> None:
+    """WorkloadSourceSpoofing=Any honours an endpoint's extra prefixes, of the family; Disabled ignores them."""
+    item = endpoint(1, spoof_prefixes=("192.0.2.0/24", "2001:db8::/32"))
+    strict, lax = Renderer(4, CONFIG), Renderer(4, FelixConfig(spoofing_allowed=True))
+    for renderer in (strict, lax):
+        renderer.update(changes(item))
+    assert rendered(strict, "cali-rpf-skip", "raw") == []
+    assert rendered(lax, "cali-rpf-skip", "raw") == ["--in-interface cali0001 --source 192.0.2.0/24 --jump ACCEPT"]
+    lax.update(Changes(endpoints={item.id: None}))
+    assert rendered(lax, "cali-rpf-skip", "raw") == []
+
+
 def test_nat_outgoing_exists_with_the_first_pool_that_wants_it() -> None:
     """Per family; ports and addresses as configured."""
     renderer = Renderer(4, CONFIG)
