@@ -334,6 +334,9 @@ def translate(error: AioRpcError, url: str, *, written: bool = False) -> Datasto
 
 
 def _no_answer(error: AioRpcError) -> bool:
+    if error.code() is grpc.StatusCode.UNKNOWN:
+        # The call's deadline, when the server is the first to notice it: it waits for a majority of its cluster.
+        return "context deadline exceeded" in (error.details() or "")
     return error.code() in {
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.DEADLINE_EXCEEDED,
