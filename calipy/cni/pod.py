@@ -364,10 +364,7 @@ class PodNetwork:
                 await self._release(request)
             except CalipyError as error:
                 late = error
-        ours = endpoint is None or endpoint.spec.container_id == request.container_id
-        if endpoint is not None and ours:
-            ours = await self._delete_endpoint(request, endpoint)
-        if ours:
+        if endpoint is None or await self._delete_endpoint(request, endpoint):
             interface = endpoint.spec.interface_name if endpoint is not None else request.interface
             await asyncio.to_thread(edge.remove, interface)
         else:
@@ -378,7 +375,7 @@ class PodNetwork:
             raise late
 
     async def _delete_endpoint(self, request: PodRequest, endpoint: WorkloadEndpoint) -> bool:
-        """Delete the endpoint as long as it is ours; False if a newer container has taken it over."""
+        """Delete the endpoint if it is ours, and as long as it is; False if a newer container owns it."""
         current: WorkloadEndpoint | None = endpoint
         for attempt in range(1, _ENDPOINT_ATTEMPTS + 1):
             if current is None:
