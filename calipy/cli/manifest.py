@@ -117,7 +117,7 @@ def _resource(document: Any, namespace: str) -> Resource[Any, Any]:
         if converted is not None:
             return converted
         raise InvalidInputError(f"must be {API_VERSION}", field="apiVersion", value=version)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InvalidInputError("no such kind", field="kind", value=kind, remedy=f"one of {', '.join(sorted(KINDS))}")
     wanted = KINDS[kind]
     document = gojson.texts_from_scalars(wanted.resource, document)

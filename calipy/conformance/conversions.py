@@ -9,10 +9,10 @@ from typing import Any, Final
 from calipy.conformance.bench import Bench
 from calipy.conformance.report import CaseResult
 from calipy.conformance.volatile import Matcher, Mismatch
-from calipy.datastore import names
+from calipy.datastore import gojson, names
 from calipy.datastore.codec import write_resource
 from calipy.errors import InvalidInputError
-from calipy.policy import kubernetes
+from calipy.policy import kubernetes, kubernetes_pod
 
 CONVERTERS: Final[dict[str, Callable[[Any], Any]]] = {
     "NetworkPolicy": kubernetes.convert_network_policy,
@@ -48,7 +48,9 @@ async def run(name: str, document: Any, _bench: Bench) -> list[CaseResult]:
 
 def _result(name: str, case_id: str, case: dict[str, Any], check: Callable[[dict[str, Any]], None]) -> CaseResult:
     themes = (case["theme"],) if case.get("theme") else ()
-    if check is _convert and case["kind"] not in CONVERTERS:
+    if check is _convert and case["kind"] == "Pod":
+        check = _convert_pod
+    elif check is _convert and case["kind"] not in CONVERTERS:
         return CaseResult(name, case_id, "skipped", themes, f"conversion of a {case['kind']}")
     try:
         check(case)
@@ -72,6 +74,22 @@ def _convert(case: dict[str, Any]) -> None:
         Matcher().check(case["result"]["value"]["spec"], found["spec"], "spec")
     if "etcd_object" in case:
         Matcher().check(case["etcd_object"], found)
+
+
+def _convert_pod(case: dict[str, Any]) -> None:
+    found: dict[str, Any] = {"error": False, "results": []}
+    try:
+        found["results"].append({"value": gojson.write(kubernetes_pod.convert_pod(case["input"]))})
+    except InvalidInputError:
+        found["error"] = True
+    state = kubernetes_pod.pod_state(case["input"])
+    found |= {"valid": state.valid, "ready": state.ready, "finished": state.finished}
+    expected = {
+        "error": bool(case.get("error")),
+        "results": [{"value": one["value"]} for one in case.get("results", ())],
+        **{field: case[field] for field in ("valid", "ready", "finished")},
+    }
+    Matcher().check(expected, found)
 
 
 def _interface_name(case: dict[str, Any]) -> None:

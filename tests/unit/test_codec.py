@@ -12,14 +12,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from calipy.datastore import codec, gojson
+from calipy.datastore import codec, defaults, gojson, validation
 from calipy.datastore.keys import ResourceKey
 from calipy.datastore.kinds.base import Bits, Form, GoStruct
 from calipy.datastore.policynames import ANNOTATION, NAMED_POLICIES
 from calipy.datastore.resources import KINDS
-from calipy.errors import UndecodableError
+from calipy.errors import InvalidInputError, UndecodableError
 
-texts = st.text(max_size=8)
+PLAUSIBLE = [
+    "", "Allow", "Accept", "In", "Ingress", "Never", "Always", "Workload", "LoadBalancer", "Delete", "all()", "a == 'b'",
+    "global()", "10.0.0.0/8", "10.0.0.1", "10.0.0.1/33", "fd00::/64", "fd00::1", "::ffff:1.2.3.4", "1:2", "1:2:3", "eth0",
+    "node-1", "k8s", "aa:bb:cc:dd:ee:ff", "a/b", "10.0.0.1:179", "[fd00::1]:1", "[", "Bad Name",
+]  # fmt: skip
+texts = st.one_of(st.sampled_from(PLAUSIBLE), st.text(max_size=8))
 FORMS: dict[str, st.SearchStrategy[Any]] = {
     "time": st.just("2026-08-01T10:00:00Z"),
     "duration": st.sampled_from(["0s", "500ms", "1m30s", "1h0m0s", "1.5s"]),
@@ -124,6 +129,21 @@ def test_encoding_is_stable(given_document: tuple[ResourceKey, dict[str, Any]]) 
     careful = gojson.read(KINDS[key.kind].resource, json.loads(written))
     if key.kind not in NAMED_POLICIES:
         assert replace(careful, revision=7) == again
+
+
+@settings(max_examples=300, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large], deadline=None)
+@given(documents())
+def test_nothing_but_a_clear_error(given_document: tuple[ResourceKey, dict[str, Any]]) -> None:
+    """Whatever stands in a document, filling and checking it accepts it or names the field; an accepted one is stable."""
+    key, document = given_document
+    resource = codec.decode_resource(key, json.dumps(document).encode(), 7)
+    try:
+        filled = defaults.fill(resource)
+        validation.check(filled)
+    except InvalidInputError as error:
+        assert error.field
+    else:
+        assert defaults.fill(filled) == filled
 
 
 KEY = ResourceKey("GlobalNetworkPolicy", "p")
