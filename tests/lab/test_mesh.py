@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,14 +32,20 @@ def only_the_client_to_web(a: Pod, b: Pod, protocol: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    """The shipped topology under a name of its own, its pods added."""
+def topology(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped topology under a name of its own."""
     directory = tmp_path_factory.mktemp("mesh")
     (directory / "configs").symlink_to(TOPOLOGY.parent / "configs")
     text = TOPOLOGY.read_text().replace("name: mesh", "name: meshtest", 1)
     file = directory / "meshtest.clab.yml"
     file.write_text(text)
-    lab = Lab.deploy(file, reconfigure=True, strict=True)
+    return file
+
+
+@pytest.fixture(scope="module")
+def mesh(topology: Path) -> Iterator[Mesh]:
+    """It runs, its nodes are ready, its pods are there and routed everywhere."""
+    lab = Lab.deploy(topology, reconfigure=True, strict=True)
     deployed = Mesh(lab)
     try:
         deployed.wait_ready(90.0)
@@ -146,12 +151,9 @@ def test_an_absent_datastore_loses_no_packet_and_readiness_says_so(mesh: Mesh) -
     assert result["received"] == result["sent"]
 
 
-def test_deploying_again_changes_nothing(mesh: Mesh) -> None:
+def test_deploying_again_changes_nothing(mesh: Mesh, topology: Path) -> None:
     """A second deploy of the same file is a no-op; the pods still answer."""
-    file = Path(mesh.lab.containers()[0]["absLabPath"])
-    before = time.monotonic()
-    again = Lab.deploy(file)
+    again = Lab.deploy(topology)
     assert again.plan is not None
     assert [action for action, _ in again.plan] in ([], ["no changes"])
-    assert time.monotonic() - before < 60
     assert wrong_cells(mesh.matrix(), mesh.pods, everybody) == []
