@@ -68,6 +68,7 @@ class SessionState:
         up_at: monotonic time of coming up, 0 while down.
         cause: why it is not up, for people; "" while up.
         open: the peer's last OPEN.
+        adopted: it was up when we came, so that its End-of-RIB may have gone to an earlier bgpd.
         ours: it was lost because our own speaker ended, so that the peer's forwarding is not in doubt.
         flaps: how often it was lost.
     """
@@ -79,6 +80,7 @@ class SessionState:
     cause: str = ""
     reached: bool = False
     open: OpenEvent | None = None
+    adopted: bool = False
     ours: bool = False
     flaps: int = 0
 
@@ -226,7 +228,7 @@ class Sessions:
                 if state.open is None:
                     state.open = _assumed_open(neighbour, state.session)
                 self._up(state, now, wall - datetime.timedelta(seconds=neighbour.seconds))
-                state.up_at = now - neighbour.seconds
+                state.up_at, state.adopted = now - neighbour.seconds, True
             if neighbour.seconds < SETTLED:
                 resync.telling.add(peer)
             self._rib.begin_refresh(peer, now)
@@ -239,6 +241,8 @@ class Sessions:
             return False
         if self._rib.has_end_of_rib(peer, state.session.family):
             return True
+        if state.adopted:
+            return now - state.up_at > SETTLED
         graceful = state.open is not None and state.session.family in state.open.graceful
         return now - state.up_at > (EOR_WAIT if graceful else NO_EOR_WAIT)
 
@@ -252,7 +256,8 @@ class Sessions:
         if state.ours:
             preserved = frozenset({session.family})
         self._rib.peer_up(peer, now, preserved=preserved, wait=EOR_WAIT if graceful else NO_EOR_WAIT)
-        state.up, state.up_at, state.since, state.cause, state.ours = True, now, wall, "", False
+        state.up, state.up_at, state.since, state.cause = True, now, wall, ""
+        state.adopted = state.ours = False
         self._came_up.add(session.peer)
         if self._resyncing is not None:
             self._resyncing.changed.add(session.peer)

@@ -63,7 +63,9 @@ def environment(*, bind: Sequence[IPAddress], port: int, log_level: str = "WARNI
         log_level: WARNING or above; INFO logs every route.
     """
     return {
-        "exabgp.daemon.drop": "false",  # "nobody" could read neither the configuration nor the relay
+        # "drop" only says when privileges are dropped; "nobody" could not read the configuration at a reload.
+        "exabgp.daemon.drop": "false",
+        "exabgp.daemon.user": "root",
         "exabgp.daemon.daemonize": "false",
         "exabgp.tcp.bind": " ".join(map(str, bind)),
         "exabgp.tcp.port": str(port),
