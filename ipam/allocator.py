@@ -88,16 +88,15 @@ class Allocator:
             now=now,
             nanoseconds=nanoseconds,
         )
-        self._view = self._new_view()
+        self._view = View(hostname, self._environment.affinity_type)
+        self._observed = False
         self._lock = asyncio.Lock()
-
-    def _new_view(self) -> View:
-        return View(self._environment.owner, self._environment.affinity_type)
 
     # Watched state. Without it every operation reads what it needs.
 
     def observe(self, change: Change) -> None:
         """Take in one change from a watch of pools, reservations, nodes, settings, affinities and blocks. O(1)."""
+        self._observed = True
         if self._view.wants(change.key):
             self._view.note(
                 change.key,
@@ -108,6 +107,7 @@ class Allocator:
 
     def in_sync(self) -> None:
         """Everything there was has been observed: from now on operations start from the watched state."""
+        self._observed = True
         self._view.complete.add("everything")
 
     def out_of_sync(self) -> None:
@@ -119,9 +119,12 @@ class Allocator:
         environment = self._environment
         if host is not None and host != environment.owner:
             environment = dataclasses.replace(environment, owner=host, affinity_type="host")
-            live = False
-        use_view = live and self._view.has("everything")
-        session = Session(self._store, environment, self._view if use_view else None)
+        session = Session(
+            self._store,
+            environment,
+            self._view if self._observed and environment is self._environment else None,
+            rely_on_it=live and self._view.has("everything"),
+        )
         try:
             yield session
         finally:

@@ -6,7 +6,7 @@ Source: libcalico-go/lib/ipam/{ipam,pools,reserved,ipam_block_reader_writer}.go.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -281,14 +281,6 @@ def candidates(pool: Pool, start: int) -> Iterator[str]:
     count = pool.block_count
     for step in range(count):
         yield pool.block_at((start + step) % count)
-
-
-def first_unclaimed(pool: Pool, start: int, blocks: Container[str], reservations: Reservations) -> str | None:
-    """The first block from ``start`` on that nobody has made yet and that is not wholly reserved, or None."""
-    for cidr in candidates(pool, start):
-        if cidr not in blocks and not reservations.cover(ipaddress.ip_network(cidr)):
-            return cidr
-    return None
 
 
 def reclaimable(block: Block, owner: str, *, age_seconds: float | None) -> bool:

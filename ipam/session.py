@@ -76,14 +76,18 @@ class Session:
     Args:
         store: where everything is.
         environment: who acts.
-        live: the view that a watch keeps up to date, or None to read what is needed.
+        watched: the view that a watch feeds, or None. What the session learns and writes is told to it.
+        rely_on_it: start from the watched view; otherwise read what is needed.
     """
 
-    def __init__(self, store: Store, environment: Environment, live: View | None = None) -> None:
+    def __init__(
+        self, store: Store, environment: Environment, watched: View | None = None, *, rely_on_it: bool = False
+    ) -> None:
         self._store = store
-        self._live = live
+        self._watched = watched
         self.environment = environment
-        self.view = live if live is not None else self._new_view()
+        self._relied = watched is not None and rely_on_it
+        self.view = watched if watched is not None and rely_on_it else self._new_view()
 
     def _new_view(self) -> View:
         return View(self.environment.owner, self.environment.affinity_type)
@@ -91,7 +95,7 @@ class Session:
     @property
     def is_live(self) -> bool:
         """Whether the operation still runs on watched state."""
-        return self.view is self._live
+        return self.view is self._watched
 
     def read_afresh(self) -> None:
         """Forget the watched state and read from here on: before saying no, look twice."""
@@ -181,8 +185,8 @@ class Session:
 
     def _tell(self, key: Key, value: Any, revision: int, seen: int) -> None:
         self.view.note(key, value, revision=revision, seen=seen)
-        if self._live is not None and not self.is_live and self._live.wants(key):
-            self._live.note(key, value, revision=revision, seen=seen)
+        if self._watched is not None and not self.is_live and self._watched.wants(key):
+            self._watched.note(key, value, revision=revision, seen=seen)
 
     async def commit(self, changes: Mapping[Key, Any], *, guards: Iterable[Key] = ()) -> bool:
         """Write all changes in one transaction, if everything they were decided from is still so.
@@ -232,8 +236,8 @@ class Session:
 
     def close(self) -> None:
         """Leave nothing behind in the watched state that no watch keeps up to date."""
-        if self._live is not None:
-            self._live.forget_passing()
+        if self._relied and self._watched is not None:
+            self._watched.forget_passing()
 
 
 class Attempts:

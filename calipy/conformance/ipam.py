@@ -71,9 +71,13 @@ ERRORS: Mapping[type[CalipyError], str] = {
 
 
 def applies(case: Mapping[str, Any]) -> bool:
-    """Whether a case is one of ours: all of its steps are calls that this module knows."""
+    """Whether a case is about address management: it calls the library, or ``calicoctl ipam``."""
     steps = case.get("steps")
-    return isinstance(steps, list) and any(step.get("do") in Runner.CALLS for step in steps)
+    return isinstance(steps, list) and any(
+        step.get("do") in {*Runner.BY_NAME, "parallel", "ipam-check"}
+        or (step.get("do") == "calicoctl" and step.get("args", [""])[0] == "ipam")
+        for step in steps
+    )
 
 
 def run(case: Mapping[str, Any]) -> list[str]:
