@@ -90,11 +90,15 @@ class Agent:
     async def _announce_node(self) -> None:
         """Node start-up until it succeeds; then again and again where addresses are to be detected."""
         said = ""
+        recovered = False
         while True:
             try:
                 await startup.start(self.client, self.settings, host.read())
                 if self.settings.networking:
                     await tunnels.ensure(self.client, self.allocator, self.settings.name)
+                if not recovered:
+                    await self.workloads.recover()
+                    recovered = True
                 self.health.report("startup", ready=True, detail=f"node {self.settings.name} is in the datastore")
                 said = ""
                 await asyncio.sleep(self.settings.poll_interval)
