@@ -108,8 +108,10 @@ class Cursor:
     def mapping(self, allowed: frozenset[str] | None = None) -> dict[str, Cursor]:
         """Keys and values in the order written; merge keys (``<<``) are resolved, what is written here wins.
 
+        As Go's decoder fills fields that are there already, a field that is a mapping in both places is itself merged.
+
         Args:
-            allowed: the only keys that may occur; None allows any.
+            allowed: the only keys that may occur, which makes these fields; None allows any.
 
         Raises:
             TopologyError: not a mapping, a key twice, or a key that is not allowed. Null is an empty mapping.
@@ -137,7 +139,17 @@ class Cursor:
         for key, value in merged.items():
             if allowed is not None and key not in allowed:
                 value.fail(f"unknown key {key!r} (merged)", value=key)
+        if allowed is not None:
+            own = {key: value.over(merged[key]) if key in merged else value for key, value in own.items()}
         return {**merged, **own} if merged else own
+
+    def over(self, other: Cursor) -> Cursor:
+        """This element, laid over ``other`` where both are mappings."""
+        if not isinstance(self.node, yaml.MappingNode) or not isinstance(other.node, yaml.MappingNode):
+            return self
+        merge = (yaml.ScalarNode("tag:yaml.org,2002:merge", "<<"), other.node)
+        node = yaml.MappingNode(self.node.tag, [merge, *self.node.value], self.node.start_mark, self.node.end_mark)
+        return Cursor(node, self.file, self.path)
 
     def _merged(self, node: yaml.Node) -> dict[str, Cursor]:
         sources = node.value if isinstance(node, yaml.SequenceNode) else [node]

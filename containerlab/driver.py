@@ -36,6 +36,10 @@ Report = Callable[[str, str], None]
 """Told what happens: level (``info``, ``warning``, ``error``) and text."""
 
 
+NOT_FOUND = 126
+"""Exit code that stands for a program that is not there, as ``docker exec`` has it."""
+
+
 class CommandFailedError(LabError):
     """A program cannot be started in a node."""
 
@@ -69,8 +73,11 @@ def read_topology(
     overrides: Overrides | None = None,
     name: str = "",
     node_filter: Sequence[str] = (),
+    loose: bool = False,
 ) -> Topology:
     """Read and check a topology file (or ``text``, which then counts as the file at ``path``).
+
+    ``loose`` skips the look at other files (bind sources, env-files), for commands that only need to know the nodes.
 
     Raises:
         TopologyError: it cannot be deployed.
@@ -86,11 +93,40 @@ def read_topology(
         text,
         file=str(file),
         environ=environ,
+        files=_NoFiles() if loose else None,
         overrides=overrides,
         name=name,
         node_filter=node_filter,
         lab_base=environ.get("CLAB_LABDIR_BASE", ""),
     )
+
+
+class _NoFiles:
+    """``Files`` that are all there, and empty."""
+
+    def exists(self, path: str) -> bool:  # noqa: ARG002 -- of the protocol
+        return True
+
+    def read(self, path: str) -> str:  # noqa: ARG002 -- of the protocol
+        return ""
+
+
+def lab_name(path: str | Path | None, environ: Mapping[str, str] | None = None) -> str:
+    """The name of the lab that a topology file describes.
+
+    Raises:
+        TopologyError: there is no such file, or it cannot be read.
+    """
+    return read_topology(path, environ=environ, loose=True).name
+
+
+def keep_standard_input(text: str) -> tuple[Path, str]:
+    """Give a topology that came from standard input a file, below the registry; its path and the text."""
+    folder = registry.directory() / ".stdin"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = folder / f"topo-{time.time_ns()}.clab.yml"
+    file.write_text(text, encoding="utf-8")
+    return file, text
 
 
 class Lab:
@@ -119,6 +155,7 @@ class Lab:
         reconfigure: bool = False,
         report: Report | None = None,
         host_netns: bool = False,
+        create_bridges: bool = False,
         environ: Mapping[str, str] | None = None,
         node_filter: Sequence[str] = (),
         strict: bool = False,
@@ -130,6 +167,7 @@ class Lab:
             reconfigure: destroy a running lab and its directory first.
             report: told about progress.
             host_netns: the lab's host is the machine itself, not a namespace of the lab's own.
+            create_bridges: make bridges of ``kind: bridge`` nodes that the machine does not have, in the lab's own host.
             environ: the caller's environment, os.environ by default.
             node_filter: only these nodes.
             strict: raise when an ``exec`` command failed; the lab stays up.
@@ -141,7 +179,7 @@ class Lab:
         lab = cls(wanted.name)
         if reconfigure:
             lab.destroy(cleanup=True, directory=wanted.lab_directory)
-        lab.apply(wanted, report=report, host_netns=host_netns, environ=environ)
+        lab.apply(wanted, report=report, host_netns=host_netns, create_bridges=create_bridges, environ=environ)
         if strict and lab.failed:
             raise LabError(f"{lab.failed} exec commands failed in the deploy of lab {lab.name}")
         return lab
@@ -157,6 +195,7 @@ class Lab:
         *,
         report: Report | None = None,
         host_netns: bool = False,
+        create_bridges: bool = False,
         owner: str = "",
         environ: Mapping[str, str] | None = None,
     ) -> list[dict[str, Any]]:
@@ -169,6 +208,7 @@ class Lab:
             raise LabError("a lab needs root: it makes network namespaces", remedy="sudo calipy lab …")
         params = {
             "topology": msgspec.to_builtins(wanted),
+            "create_bridges": create_bridges,
             "owner": owner,
             "cwd": os.getcwd(),  # noqa: PTH109 -- a text is wanted
             "environ": dict(os.environ if environ is None else environ),
@@ -301,6 +341,11 @@ class Lab:
         with contextlib.closing(self._connect()) as channel:
             channel.send({"method": method, "params": params})
             return _answer(channel, report)
+
+
+def all_labs() -> list[Lab]:
+    """All labs of which something is there: those that run, and remains of killed ones; by name."""
+    return [Lab(entry.lab) for entry in registry.entries()]
 
 
 def running_labs() -> list[Lab]:

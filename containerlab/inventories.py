@@ -212,7 +212,7 @@ def ansible(topology: Topology, view: View) -> str:
         if group := node.labels.get("ansible-group"):
             groups[group].append(node)
     for title, nodes in [*kinds.items(), *sorted(groups.items())]:
-        lines.append(f"    {_scalar(title)}:")
+        lines.append(f"    {title}:")
         if title in kinds:
             user, password = _of_kind(nodes, "username"), _of_kind(nodes, "password")
             if user or password:
@@ -221,7 +221,7 @@ def ansible(topology: Topology, view: View) -> str:
                 lines += [f"        ansible_password: {_scalar(password)}"] if password else []
         lines.append("      hosts:")
         for node in nodes:
-            lines.append(f"        {_scalar(node.long_name)}:")
+            lines.append(f"        {node.long_name}:")
             if node.labels.get("ansible-no-host-var") != "true":
                 lines.append(f"          ansible_host: {view.addresses.get(node.name, Addresses()).ipv4}".rstrip())
             if _own(node, kinds[node.kind], "username"):
@@ -239,7 +239,7 @@ def nornir(topology: Topology, view: View) -> str:
             username = node.username if _own(node, nodes, "username") else _of_kind(nodes, "username")
             password = node.password if _own(node, nodes, "password") else _of_kind(nodes, "password")
             address = view.addresses.get(node.name, Addresses()).ipv4
-            lines.append(f"{_scalar(node.name)}:")
+            lines.append(f"{node.name}:")  # unquoted, as containerlab has it
             for key, value in (("username", username), ("password", password), ("platform", kind)):
                 lines.append(f"    {key}: {_scalar(value) if value else ''}".rstrip())
             lines.append(f"    hostname: {address}".rstrip())

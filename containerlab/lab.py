@@ -34,6 +34,10 @@ Report = Callable[[str, str], Awaitable[None]]
 """Told what happens: level (``info``, ``warning``, ``error``) and text."""
 
 _ETCD_START = 10.0
+_HEAD_START = 0.1
+_BRIDGE_DELAY = 0.3
+"""Seconds between the start of a main process and the first link or bridge beside it. Containerlab takes about as long, and
+entrypoints rely on it: they look at what is there, or make it themselves."""
 
 
 @dataclass(slots=True)
@@ -87,19 +91,21 @@ class RunningLink:
 class Lab:
     """One lab. All methods belong to the supervisor's event loop; deploy, destroy and the like are serialised by it."""
 
-    def __init__(self, name: str, entry: Entry, host: Namespace, *, host_netns: bool) -> None:
+    def __init__(self, name: str, entry: Entry, host: Namespace, machine: Namespace) -> None:
         """An empty lab.
 
         Args:
             name: of the lab.
             entry: its place in the registry, locked.
             host: the namespace that counts as the host's.
-            host_netns: whether that is the machine's own.
+            machine: the machine's own one; the same where the lab was told to use it.
         """
         self.name = name
         self.entry = entry
         self.host = host
-        self.host_netns = host_netns
+        self.machine = machine
+        self.host_netns = host is machine
+        self.create_bridges = False
         self.topology: Topology | None = None
         self.nodes: dict[str, RunningNode] = {}
         self.links: list[RunningLink] = []
@@ -125,6 +131,7 @@ class Lab:
         cwd: str,
         caller: Mapping[str, str],
         git: Mapping[str, str],
+        create_bridges: bool = False,
     ) -> tuple[Plan | None, int]:
         """Build the lab, or bring one that runs to what ``topology`` says.
 
@@ -135,6 +142,7 @@ class Lab:
             cwd: of the caller, where host commands run.
             caller: the caller's environment, for host commands.
             git: labels of the work tree.
+            create_bridges: make bridges of ``kind: bridge`` nodes that the machine does not have.
 
         Returns:
             The plan (None for a first deploy) and how many ``exec`` commands failed.
@@ -143,6 +151,7 @@ class Lab:
             CalipyError: something could not be built. A first deploy is undone, a changed lab stays as far as it got.
         """
         first = self.topology is None
+        self.create_bridges = create_bridges
         try:
             return await self._deploy(topology, report, owner, cwd, caller, git)
         except BaseException:
@@ -180,8 +189,9 @@ class Lab:
         self.topology = topology
         self._record(topology)
         self._created_directory = inventories.prepare(topology) or (self._created_directory and not first)
-        if self._lab_directory_fd < 0:
-            self._lab_directory_fd = os.open(topology.lab_directory, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
+        if self._lab_directory_fd >= 0:
+            os.close(self._lab_directory_fd)  # the directory may be another one since
+        self._lab_directory_fd = os.open(topology.lab_directory, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
         host_env = {**caller}
         if topology.uses_management and wiring.create_bridge(self.host, self.bridge, topology.management):
             self.created_bridges.append(self.bridge)
@@ -227,13 +237,11 @@ class Lab:
                     remedy=f"destroy it first: calipy lab destroy --name {lab}",
                 )
         for node in topology.nodes.values():
-            if node.kind == "bridge" and not node.inside and self.host_netns:
-                found = self.host.links.get_link(node.bridge)
-                if found is None or found.kind != "bridge":
-                    raise LabError(
-                        f"node {node.name}: there is no bridge {node.bridge} on the host",
-                        remedy=f"ip link add {node.bridge} type bridge",
-                    )
+            if node.kind == "bridge" and not node.inside and not self._bridge_exists(node.bridge):
+                raise LabError(
+                    f"node {node.name}: there is no bridge {node.bridge} on the host",
+                    remedy=f"ip link add {node.bridge} type bridge, or deploy with --create-bridges",
+                )
         for link in work.added_links:
             for end in link.endpoints:
                 on_host = linkspec.namespace_of(end.node, topology.nodes) == linkspec.HOST
@@ -242,6 +250,13 @@ class Lab:
                     raise LabError(f"endpoint {end}: interface {end.interface} exists on the host")
             if link.type == "macvlan" and link.b and self.host.links.get_link(link.b.interface) is None:
                 raise LabError(f"link to {link.a}: host-interface {link.b.interface} does not exist on the host")
+
+    def _bridge_exists(self, name: str) -> bool:
+        """Whether a ``kind: bridge`` node may be: the machine has such a bridge, or the lab is to make its own."""
+        if self.create_bridges:
+            return True
+        found = self.machine.links.get_link(name)
+        return found is not None and found.kind == "bridge"
 
     def _record(self, topology: Topology) -> None:
         """Write down what will exist outside of the lab's own namespaces."""
@@ -518,9 +533,9 @@ class Lab:
 
     def create_bridge_node(self, node: Node) -> None:
         """Make the bridge of a ``kind: bridge`` node; on the machine's own host it is there already."""
-        if not node.inside and self.host_netns:
-            return
         namespace = self._bridge_namespace(node)
+        if namespace is self.machine and namespace.links.get_link(node.bridge) is not None:
+            return
         if namespace.links.get_link(node.bridge) is not None:
             if not node.inside and node.name in self._bridge_nodes:
                 return
@@ -654,7 +669,7 @@ class Lab:
                 {
                     "name": link.name,
                     "alias": next((n for n in link.alternative_names if not n.startswith("clab-o-")), ""),
-                    "mac": link.mac,
+                    "mac": "" if link.name == "lo" else link.mac,
                     "ifindex": link.index,
                     "mtu": link.mtu,
                     "type": link.kind or "device",
@@ -714,6 +729,7 @@ class _Build:
         self.cwd = cwd
         self.caller = caller
         self.parked = parked
+        self.added = work.added_links
         self.pending = list(work.added_links)
         self.fresh: set[str] = set()
         self.done: dict[tuple[str, StageName], asyncio.Event] = {}
@@ -748,6 +764,7 @@ class _Build:
         if node.kind == "bridge":
             if node.inside:
                 await self._arrived(node.inside)
+                await asyncio.sleep(_BRIDGE_DELAY)
                 self.lab.create_bridge_node(node)
                 self.created[node.name].set()
             return
@@ -760,12 +777,14 @@ class _Build:
         await self._enter(node, "create")
         if node.startup_delay:
             await asyncio.sleep(node.startup_delay)
-        links = [end for link in self.pending for end in link.endpoints if end.node == node.name]
+        links = [end for link in self.added for end in link.endpoints if end.node == node.name]
         addresses = self.addresses.get(node.name, Addresses())
         running = await self.lab.create_node(node, self.profiles[node.name], addresses, len(links))
         if node.name in self.parked:
             assert running.namespace is not None
             self.lab.unpark(self.parked[node.name], running.namespace)
+        if node.argv or node.entrypoint:
+            await asyncio.sleep(_HEAD_START)
         self.created[node.name].set()
         await self._leave(node, "create")
         await self._enter(node, "create-links")
@@ -773,6 +792,9 @@ class _Build:
             if self._comes_at_once(other):
                 await self._arrived(other)
         await self._connect(node.name)
+        for bridge in self.topology.nodes.values():
+            if bridge.kind == "bridge" and bridge.inside == node.name:
+                await self._arrived(bridge.name)
         await self._leave(node, "create-links")
         await self._enter(node, "configure")
         await self._leave(node, "configure")

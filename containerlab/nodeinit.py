@@ -163,9 +163,14 @@ class _Init:
 
     def start(self, argv: list[str], env: dict[str, str], user: str, cwd: str, fds: list[int]) -> int:
         uid, gid, groups = _identity(user)
-        self.become(0)
+        as_user: dict[str, Any] = {}
+        if user:
+            as_user = {"user": uid, "group": gid, "extra_groups": groups}
+            self.become(0)  # only the main process has a user, and nobody looks yet
+        elif os.geteuid() != 0:
+            as_user = {"user": 0}  # the real user is root still
         try:
-            # Popen forks by vfork, reports a program that cannot be started, and closes all other descriptors.
+            # Popen reports a program that cannot be started, and closes all other descriptors.
             process = subprocess.Popen(
                 argv,
                 stdin=fds[0],
@@ -175,7 +180,7 @@ class _Init:
                 cwd=cwd,
                 executable=_find(argv[0], env.get("PATH", os.defpath), cwd),
                 start_new_session=True,
-                **({"user": uid, "group": gid, "extra_groups": groups} if user else {}),
+                **as_user,
             )
         finally:
             self.become(self.user)
@@ -247,15 +252,21 @@ class _Init:
             self.selector.unregister(fd)
             os.close(fd)
             return
-        if self.log < 0:
-            self.become(0)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(self.setup.name, 0o755, dir_fd=self.setup.log_directory)
-            flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
-            self.log = os.open(f"{self.setup.name}/log", flags, _LOG_MODE, dir_fd=self.setup.log_directory)
-            self.become(self.user)
-        with contextlib.suppress(OSError):  # a full disk must not end the node
+        with contextlib.suppress(OSError):  # a full disk, or a lab directory that was removed, must not end the node
+            if self.log < 0:
+                self.log = self.open_log()
             os.write(self.log, data)
+
+    def open_log(self) -> int:
+        """The node's log, made with the first output, so that a silent node leaves no file."""
+        self.become(0)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.setup.name, 0o755, dir_fd=self.setup.log_directory)  # noqa: PTH102 -- relative to a descriptor
+            flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
+            return os.open(f"{self.setup.name}/log", flags, _LOG_MODE, dir_fd=self.setup.log_directory)
+        finally:
+            self.become(self.user)
 
     # --- children
 

@@ -133,6 +133,7 @@ class Supervisor:
                 cwd=params["cwd"],
                 caller=params["environ"],
                 git=params["git"],
+                create_bridges=params["create_bridges"],
             )
         rows = work.rows() if work is not None else None
         return {"plan": rows, "failed": failed, "containers": self.lab.containers()}
@@ -229,15 +230,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if lock is None:
         return BUSY
     linux.set_process_name("calipy-lab")
+    log = os.open(entry.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
+        host = machine = Namespace.here()
         if not arguments.host_netns:
             _host_namespace()
-        host = Namespace.here()
-        if not arguments.host_netns:
+            host = Namespace.here()
             host.links.set_up("lo")
         entry.record({"lab": arguments.lab})
         listener = _listen(entry)
-        lab = Lab(arguments.lab, entry, host, host_netns=arguments.host_netns)
+        lab = Lab(arguments.lab, entry, host, machine)
+        for stream in (1, 2):
+            os.dup2(log, stream)
         os.write(arguments.ready_fd, b"ready\n")
         os.close(arguments.ready_fd)
         asyncio.run(Supervisor(lab, listener).run())
