@@ -59,7 +59,7 @@ _ACRONYMS: Final = {"ip": "IP", "ipv4": "IPv4", "ipv6": "IPv6"} | {
 _FIRST_WORD = re.compile(r"[a-z0-9]+")
 _NOT_PARAMETERS: Final = frozenset({"node_selector", "unknown"})
 _LOCAL_ONLY = re.compile(r"datastoretype|felixhostname|etcd.*|typha.*")
-"""Parameters that tell where the datastore is or who we are; never taken from the datastore."""
+"""Parameters that tell where the datastore is (passwords too) or who we are; they are not the graph's to hand on."""
 
 
 def parameter_name(json_name: str) -> str:
@@ -141,10 +141,11 @@ class Configuration:
     ) -> None:
         self._hostname = hostname
         self._report = report
+        given = {k.removeprefix(ENVIRONMENT): value for k, value in environment.items() if k.startswith(ENVIRONMENT)}
         self._environment = {
-            _SPELLING.get(name.removeprefix(ENVIRONMENT).lower(), name.removeprefix(ENVIRONMENT)): value
-            for name, value in environment.items()
-            if name.startswith(ENVIRONMENT)
+            _SPELLING.get(name.lower(), name): value
+            for name, value in given.items()
+            if not _LOCAL_ONLY.fullmatch(name.lower())
         }
         self._objects: dict[str, Resource[FelixConfigurationSpec, Any]] = {}
         self._node: Resource[NodeSpec, Any] | None = None

@@ -126,7 +126,7 @@ def test_precedence() -> None:
         setting("node.n2", 5),
         make("Node", "n1", {}, labels={"rack": "1"}),
     ]
-    found = _effective(*everything, FELIX_LOGPREFIX="environment", PATH="/bin")
+    found = _effective(*everything, FELIX_LOGPREFIX="environment", FELIX_ETCDPASSWORD="secret", PATH="/bin")
     assert found == {
         "LogPrefix": "environment",
         "InterfacePrefix": "node.n1",

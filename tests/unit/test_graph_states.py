@@ -11,6 +11,8 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from calipy.datastore.keys import ResourceKey
 from calipy.felix.graph import Graph
@@ -176,3 +178,26 @@ def test_order_inside_a_state(scenario: str) -> None:
     """The order in which a snapshot's objects arrive does not matter."""
     for objects in SCENARIOS[scenario]:
         assert enforce(objects) == enforce(reversed(objects)) == enforce(sorted(objects, key=lambda o: o[0]))
+
+
+VARIANTS = list({id(found): found for states in SCENARIOS.values() for state in states for found in state}.values())
+"""Every object of every scenario once; several may share a key."""
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(VARIANTS), st.booleans(), st.booleans()), max_size=40), st.integers(0, 40))
+def test_random_walks(steps: list[tuple[Object, bool, bool]], sync_at: int) -> None:
+    """Any history of creations, changes and deletions, flushed at any time, leads to what its last state says."""
+    graph, enforced, present = Graph("n1"), Enforced(), State()
+    for number, ((key, value), exists, flush) in enumerate(steps):
+        if number == sync_at:
+            graph.on_in_sync()
+        graph.on_update(key, value if exists else None)
+        present.pop(key, None)
+        if exists:
+            present[key] = value
+        if flush:
+            enforced.apply(graph.flush())
+    graph.on_in_sync()
+    enforced.apply(graph.flush())
+    assert enforced == enforce(present.items())
