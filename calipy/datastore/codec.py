@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import msgspec
 
 from calipy.datastore import gojson
+from calipy.datastore.defaults import fill_pool
 from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, IPAMConfigKey, Key, ResourceKey, path
 from calipy.datastore.kinds.meta import API_VERSION, ObjectMeta, Resource
 from calipy.datastore.policynames import NAMED_POLICIES, note_policy_name, show_policy_name
@@ -71,6 +72,8 @@ def decode_resource(key: ResourceKey, value: bytes, revision: int) -> Resource[A
     if resource.kind != key.kind or resource.api_version != API_VERSION:
         stored_type = (resource.kind, resource.api_version)
         resource = msgspec.structs.replace(resource, kind=key.kind, api_version=API_VERSION, stored_type=stored_type)
+    if key.kind == "IPPool":
+        return msgspec.structs.replace(resource, spec=fill_pool(resource.spec))
     return show_policy_name(resource, path(key)) if key.kind in NAMED_POLICIES else resource
 
 

@@ -21,6 +21,7 @@ from calipy.datastore.kinds.meta import ObjectMeta, Resource
 from calipy.datastore.kinds.policy import TierSpec
 from calipy.datastore.kinds.pools import IPPoolSpec
 from calipy.datastore.policynames import NAMED_POLICIES, TIER_LABEL
+from calipy.errors import InvalidInputError
 
 BUILT_IN_TIERS: Final[dict[str, TierSpec]] = {
     "default": TierSpec(order=1_000_000, default_action="Deny"),
@@ -49,14 +50,10 @@ def fill(resource: Resource[Any, Any]) -> Resource[Any, Any]:
 
 
 def show(resource: Resource[Any, Any]) -> Resource[Any, Any]:
-    """The resource as a reader takes it: fields that old writers left out have their defaults."""
-    if resource.kind == "IPPool":
-        return replace(resource, spec=_pool(resource.spec))
-    if resource.kind in NAMED_POLICIES:
-        return replace(
-            resource, metadata=_with_labels(resource.metadata, {TIER_LABEL: resource.spec.tier or "default"})
-        )
-    return resource
+    """The resource as Calico's client shows it: policies carry the label of their tier, stored or not."""
+    if resource.kind not in NAMED_POLICIES:
+        return resource
+    return replace(resource, metadata=_with_labels(resource.metadata, {TIER_LABEL: resource.spec.tier or "default"}))
 
 
 def _with_labels(metadata: ObjectMeta, labels: dict[str, str]) -> ObjectMeta:
@@ -85,10 +82,19 @@ def _workload_endpoint(resource: Resource[Any, Any]) -> Resource[Any, Any]:
 
 def endpoint_name(spec: WorkloadEndpointSpec) -> str:
     """The name an endpoint must have by its spec. Raises ``InvalidInputError`` for a missing or unfit part."""
-    third = {"k8s": spec.pod, "cni": spec.container_id, "libnetwork": "libnetwork"}.get(
-        spec.orchestrator, spec.workload
-    )
-    return names.format_workload_endpoint(spec.node, spec.orchestrator, third, spec.endpoint)
+    third, field = {
+        "k8s": (spec.pod, "pod"),
+        "cni": (spec.container_id, "containerID"),
+        "libnetwork": ("libnetwork", "orchestrator"),
+    }.get(spec.orchestrator, (spec.workload, "workload"))
+    try:
+        return names.format_workload_endpoint(spec.node, spec.orchestrator, third, spec.endpoint)
+    except InvalidInputError as error:
+        raise InvalidInputError(
+            "is part of the endpoint's name and must be given, without dashes at its ends",
+            field=f"spec.{field if error.field == 'workload' else error.field}",
+            value=error.value,
+        ) from None
 
 
 def _tier(name: str, spec: TierSpec) -> TierSpec:
@@ -100,7 +106,8 @@ def _tier(name: str, spec: TierSpec) -> TierSpec:
     )
 
 
-def _pool(spec: IPPoolSpec) -> IPPoolSpec:
+def fill_pool(spec: IPPoolSpec) -> IPPoolSpec:
+    """A pool in which old writers left out fields has their defaults, for every reader too."""
     try:
         cidr = canonical_cidr(spec.cidr) if "/" in spec.cidr and ipaddress.ip_network(spec.cidr) else spec.cidr
     except ValueError:
@@ -157,7 +164,7 @@ def _or(value: str | None, default: str) -> str:
 
 
 _BY_SPEC: dict[str, Callable[[Any], Any]] = {
-    "IPPool": _pool,
+    "IPPool": fill_pool,
     "BGPConfiguration": _bgp_configuration,
     "FelixConfiguration": _felix_configuration,
     "KubeControllersConfiguration": _kube_controllers,
