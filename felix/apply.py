@@ -11,7 +11,8 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final, Literal, TypeVar
 
 from calipy import log
@@ -24,6 +25,7 @@ from calipy.felix.dataplane.ipsets import IPSets
 from calipy.felix.dataplane.iptables import IPTables
 from calipy.felix.delta import Difference, Table
 from calipy.felix.messages import ActivePolicy, ActiveProfile, Changes, EndpointID, PolicyID, Pool, WorkloadEndpoint
+from calipy.felix.ownership import is_workload_interface
 from calipy.felix.render.names import workload_chain
 from calipy.felix.render.renderer import Renderer
 from calipy.felix.render.static import TABLES
@@ -35,6 +37,7 @@ from calipy.net import Family
 
 _logger = log.get("felix.dataplane")
 
+_IPV6: Final = Path("/proc/sys/net/ipv6")
 _GENERATION_POLL: Final = 1.0
 _VERIFY_AFTER: Final = 0.2
 _LONGEST_POST_WRITE_CHECK: Final = 3600.0
@@ -98,6 +101,7 @@ class Dataplane:
         self._endpoints: dict[EndpointID, WorkloadEndpoint] = {}
         self._pools: dict[str, Pool] = {}
         self._claims: dict[str, set[EndpointID]] = {}
+        self._unusable: dict[EndpointID, str] = {}
         self._unapplied: set[EndpointID] = set()
         self._refused: dict[str, str] = {}
         self._set_failures: dict[str, str] = {}
@@ -191,6 +195,8 @@ class Dataplane:
 
     def endpoint_status(self, identity: EndpointID) -> EndpointStatus | None:
         """State of a local endpoint, None if there is no such endpoint."""
+        if unusable := self._unusable.get(identity):
+            return EndpointStatus("error", unusable)
         endpoint = self._endpoints.get(identity)
         if endpoint is None:
             return None
@@ -216,11 +222,12 @@ class Dataplane:
 
     def endpoints(self) -> dict[EndpointID, EndpointStatus]:
         """State of every local endpoint."""
-        return {identity: status for identity in self._endpoints if (status := self.endpoint_status(identity))}
+        known = (*self._endpoints, *self._unusable)
+        return {identity: status for identity in known if (status := self.endpoint_status(identity))}
 
     @property
     def _families(self) -> tuple[Family, ...]:
-        return (4, 6) if self.config.ipv6_support else (4,)
+        return (4, 6) if self.config.ipv6_support and _IPV6.exists() else (4,)
 
     def _problem(self, endpoint: WorkloadEndpoint) -> str:
         interface = endpoint.interface
@@ -236,6 +243,7 @@ class Dataplane:
     async def _take(self, changes: Changes, now: float) -> None:
         if changes.config is not None:
             await self._reconfigure(FelixConfig.from_parameters(changes.config), now)
+        changes = self._without_unusable(changes)
         _merge(self._policies, changes.policies)
         _merge(self._profiles, changes.profiles)
         _merge(self._pools, changes.pools)
@@ -250,6 +258,17 @@ class Dataplane:
             self._edges.set_endpoint(interface, self._endpoints[min(claims)] if claims else None)
         for cidr, present in changes.blocks.items():
             self._edges.set_block(cidr, present=bool(present))
+
+    def _without_unusable(self, changes: Changes) -> Changes:
+        """Treat endpoints whose interface cannot be a pod's as absent: nothing may be done to the node's own ones."""
+        endpoints = dict(changes.endpoints)
+        for identity, endpoint in changes.endpoints.items():
+            self._unusable.pop(identity, None)
+            if endpoint is not None and not is_workload_interface(endpoint.interface, self.config.interface_prefixes):
+                prefixes = ", ".join(self.config.interface_prefixes)
+                self._unusable[identity] = f"interface {endpoint.interface!r} does not begin with {prefixes}"
+                endpoints[identity] = None
+        return replace(changes, endpoints=endpoints) if self._unusable else changes
 
     def _claim(self, identity: EndpointID, endpoint: WorkloadEndpoint | None) -> set[str]:
         touched = set()

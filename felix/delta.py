@@ -335,7 +335,7 @@ def parse_save(text: str, hooks: Mapping[str, Iterable[str]]) -> dict[str, Actua
                 for name, rules in found_hooks.items()
                 if name in watched or any(rule.digest is not None for rule in rules)
             }
-        elif "incompatible" in line and any(f"`{table}'" in line or f" {table} " in line for table in hooks):
+        elif "is incompatible" in line and any(f"`{table}'" in line or f" {table} " in line for table in hooks):
             raise ValueError(line.strip("# "))
     return tables
 

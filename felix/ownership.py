@@ -9,6 +9,7 @@ from calipy.net import PROTO_FELIX, Route
 
 _CHAIN_PREFIXES: Final = ("cali-", "califw-", "calitw-", "califh-", "calith-", "calipi-", "calipo-", "felix-")
 _SET: Final = re.compile(r"(?:cali[46]|felix-[46]|felix-masq-ipam-pools$|felix-all-ipam-pools$)")
+_INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _OLD_JUMP: Final = re.compile(r"(?:-j|-g|--jump|--goto) (?:cali-|califw-|calitw-|felix-)")
 
 
@@ -43,5 +44,5 @@ def owns_route(route: Route, prefixes: tuple[str, ...], *, protocol: int, remove
 
 
 def is_workload_interface(name: str, prefixes: tuple[str, ...]) -> bool:
-    """Whether an interface is the host end of a pod's veth, by its name."""
-    return name.startswith(prefixes)
+    """Whether an interface is the host end of a pod's veth, by its name; no, if it cannot be the name of one."""
+    return name.startswith(prefixes) and _INTERFACE.fullmatch(name) is not None

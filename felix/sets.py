@@ -26,16 +26,20 @@ _WHOLE: Final = {half: whole for whole, halves in _HALVES.items() for half in ha
 
 @dataclass(slots=True)
 class KernelSet:
-    """A set as the kernel holds it, or should. ``type`` and ``size`` (maxelem) cannot change in place."""
+    """A set as the kernel holds it, or should. Only ``members`` can change in place; ``size`` is maxelem."""
 
     type: str
     family: Family
     size: int
     members: set[str] = field(default_factory=set)
 
+    def same_type(self, other: KernelSet) -> bool:
+        """Whether the kernel would swap them."""
+        return (self.type, self.family) == (other.type, other.family)
+
     def same_kind(self, other: KernelSet) -> bool:
         """Whether one can become the other by adding and deleting members."""
-        return (self.type, self.family, self.size) == (other.type, other.family, other.size)
+        return self.same_type(other) and self.size == other.size
 
 
 class SetTable:
@@ -155,8 +159,9 @@ class SetPlan:
 def plan_sets(table: SetTable, actual: Mapping[str, KernelSet], without: frozenset[str] = frozenset()) -> SetPlan:
     """Lines that bring the dirty sets in line, additions before deletions; sets in ``without`` are left alone.
 
-    A set whose type or size is wrong is built under a temporary name and swapped in, so that the rules
-    which use it never see it half full.
+    A set whose size is wrong, or that has no room for the additions before the deletions, is built under a temporary
+    name and swapped in, so that the rules which use it never see it half full. The kernel does not swap sets of
+    different types: such a one, which only somebody else can have made under our name, has to go first.
     """
     lines: list[tuple[str, str]] = []
     removals: list[tuple[str, str]] = []
@@ -164,26 +169,34 @@ def plan_sets(table: SetTable, actual: Mapping[str, KernelSet], without: frozens
         if name in without:
             continue
         wanted, found = table.sets[name], actual.get(name)
-        if found is not None and not found.same_kind(wanted):
+        add, remove = _differences(table, name, touched, found if found and found.same_type(wanted) else None)
+        if found is not None and not found.same_type(wanted):
+            lines.append((f"destroy {name}", name))
+            found = None
+        elif found is not None and (found.size != wanted.size or len(found.members) + len(add) > wanted.size):
             temporary = f"cali{wanted.family}t{len(lines)}"
             lines += ((line, name) for line in _rebuild(name, temporary, wanted, table.kernel_members(name)))
             continue
         if found is None:
             lines.append((_create(name, wanted), name))
-        have = found.members if found else set()
-        if touched is None or found is None:
-            members = table.kernel_members(name)
-            lines += ((f"add {name} {member}", name) for member in members - have)
-            removals += ((f"del {name} {member}", name) for member in have - members)
-        else:
-            for member in touched:
-                if table.wants(name, member):
-                    if member not in have:
-                        lines.append((f"add {name} {member}", name))
-                elif member in have:
-                    removals.append((f"del {name} {member}", name))
+        lines += ((f"add {name} {member}", name) for member in add)
+        removals += ((f"del {name} {member}", name) for member in remove)
     lines += removals
     return SetPlan(tuple(line for line, _ in lines), tuple(name for _, name in lines))
+
+
+def _differences(
+    table: SetTable, name: str, touched: set[str] | None, found: KernelSet | None
+) -> tuple[set[str], set[str]]:
+    """Members to add and to delete, of those that were touched or of all."""
+    have = found.members if found else set()
+    if touched is None or found is None:
+        members = table.kernel_members(name)
+        return members - have, have - members
+    return (
+        {member for member in touched if member not in have and table.wants(name, member)},
+        {member for member in touched if member in have and not table.wants(name, member)},
+    )
 
 
 def record_sets(table: SetTable, actual: dict[str, KernelSet], without: frozenset[str] = frozenset()) -> None:

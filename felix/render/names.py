@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from typing import Final, Literal
 
 from calipy.felix.messages import PolicyID
@@ -11,6 +12,8 @@ from calipy.net import Family
 
 MAX_CHAIN: Final = 28
 MAX_SET: Final = 31
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_./:+@=,-]+")
 
 Direction = Literal["ingress", "egress"]
 
@@ -30,11 +33,13 @@ def chain_name(prefix: str, suffix: str) -> str:
 
     Short names are used as they are; long ones become ``prefix`` + ``_`` + a piece of the SHA-256 of the suffix. A name
     of exactly 28 characters whose suffix starts with ``_`` is hashed as well, so that no given name can look like a
-    hashed one (libcalico-go/lib/hash/unique_id.go).
+    hashed one (libcalico-go/lib/hash/unique_id.go). Beyond Felix, so is a name with characters that could be read as
+    anything else than part of a name: the datastore is not the place to write rules in.
     """
     suffix = suffix or "_"
     whole = prefix + suffix
-    if len(whole) < MAX_CHAIN or (len(whole) == MAX_CHAIN and not suffix.startswith("_")):
+    fits = len(whole) < MAX_CHAIN or (len(whole) == MAX_CHAIN and not suffix.startswith("_"))
+    if fits and _PLAIN.fullmatch(suffix):
         return whole
     digest = base64.urlsafe_b64encode(hashlib.sha256(suffix.encode()).digest()).decode()
     return f"{prefix}_{digest[: MAX_CHAIN - 1 - len(prefix)]}"

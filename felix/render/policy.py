@@ -19,10 +19,11 @@ from calipy.felix.messages import ActivePolicy, ActiveProfile, Match, PolicyID, 
 from calipy.felix.render import syntax
 from calipy.felix.render.marks import Marks
 from calipy.felix.render.names import SHORT_KINDS, Direction, policy_chain, profile_chain, set_name
-from calipy.felix.render.rule import Chain, Origin, Rule
+from calipy.felix.render.rule import Chain, Origin, Rule, escape_comment
 from calipy.net import Family, family_of
 
 _PORT_SLOTS: Final = 15
+_MAX_LOG_PREFIX: Final = 27
 _CATCH_ALL: Final = frozenset({"0.0.0.0/0", "::/0"})
 _ICMP_NAMES: Final = {4: ("icmp", 1), 6: ("icmpv6", 58)}
 
@@ -145,7 +146,7 @@ def _verdict(
     marks, config = context.marks, context.config
     if action == "log":
         limit = f"-m limit --limit {config.log_rate_limit} --limit-burst {config.log_rate_burst}"
-        prefix = f"{log_prefix.replace(chr(34), '_').replace(chr(92), '_')[:27]}: "
+        prefix = f"{escape_comment(log_prefix)[:_MAX_LOG_PREFIX]}: "
         match = syntax.joined(match, limit if config.log_rate_limit else "")
         yield match, f'--jump LOG --log-prefix "{prefix}" --log-level 5', comments
     elif action == "deny":

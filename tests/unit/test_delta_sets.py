@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from calipy.felix.messages import Changes, Host, IPSet, IPSetDelta, Pool
 from calipy.felix.sets import (
     KernelSet,
@@ -15,7 +17,7 @@ from calipy.felix.sets import (
 
 
 def table(**sets: set[str]) -> SetTable:
-    made = SetTable(1000)
+    made = SetTable(20_000)
     made.update(Changes(ip_sets={name: IPSet(name, "net", frozenset(members)) for name, members in sets.items()}))
     return made
 
@@ -35,10 +37,10 @@ def test_a_new_set_is_created_in_both_families_and_filled() -> None:
     """Members go to the set of their family."""
     desired = table(x={"10.0.0.1", "fd00::1", "10.1.0.0/16"})
     lines = plan_sets(desired, {}).lines
-    assert "create cali40x hash:net family inet maxelem 1000" in lines
-    assert "create cali60x hash:net family inet6 maxelem 1000" in lines
+    assert "create cali40x hash:net family inet maxelem 20000" in lines
+    assert "create cali60x hash:net family inet6 maxelem 20000" in lines
     assert {"add cali40x 10.0.0.1", "add cali40x 10.1.0.0/16", "add cali60x fd00::1"} <= set(lines)
-    assert lines.index("create cali40x hash:net family inet maxelem 1000") < lines.index("add cali40x 10.0.0.1")
+    assert lines.index("create cali40x hash:net family inet maxelem 20000") < lines.index("add cali40x 10.0.0.1")
 
 
 def test_a_delta_costs_what_changes() -> None:
@@ -71,11 +73,28 @@ def test_a_whole_network_is_held_as_two_halves() -> None:
     assert plan_sets(desired, actual).lines == ("del cali40x 128.0.0.0/1",)
 
 
-def test_wrong_type_is_swapped_in_not_emptied() -> None:
+def test_wrong_type_goes_first() -> None:
+    """The kernel does not swap sets of different types."""
+    desired = table(x={"10.0.0.1"})
+    actual = settled(desired)
+    actual["cali40x"] = KernelSet("hash:ip", 4, 20_000, {"10.0.0.1"})
+    desired.dirty["cali40x"] = None
+    assert plan_sets(desired, actual).lines == (
+        "destroy cali40x",
+        "create cali40x hash:net family inet maxelem 20000",
+        "add cali40x 10.0.0.1",
+    )
+
+
+@pytest.mark.parametrize(
+    "found",
+    [KernelSet("hash:net", 4, 999, {"10.9.9.9"}), KernelSet("hash:net", 4, 20_000, set(map(str, range(20_000))))],
+)
+def test_wrong_size_and_full_sets_are_swapped_not_emptied(found: KernelSet) -> None:
     """Rules that use the set never see it half full."""
     desired = table(x={"10.0.0.1"})
     actual = settled(desired)
-    actual["cali40x"] = KernelSet("hash:ip", 4, 1000, {"10.9.9.9"})
+    actual["cali40x"] = found
     desired.dirty["cali40x"] = None
     lines = plan_sets(desired, actual).lines
     temporary = lines[0].split()[1]
@@ -153,7 +172,7 @@ def test_a_table_of_another_size_has_the_same_members() -> None:
     """After a change of MaxIpsetSize every set is swapped for a bigger one."""
     desired = table(x={"10.0.0.1"})
     actual = settled(desired)
-    bigger = desired.resized(2000, ())
+    bigger = desired.resized(30_000, ())
     assert compare_sets(bigger, actual) == set(actual)
     bigger.dirty = dict.fromkeys(bigger.sets)
     assert sum(line.startswith("swap") for line in plan_sets(bigger, actual).lines) == len(actual)
