@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from calipy.datastore.keys import ResourceKey
 from calipy.datastore.resources import (
     EntityRule,
     GlobalNetworkPolicySpec,
@@ -151,19 +152,19 @@ ALLOW_ALL: Final = Rules((Rule("allow"),), (Rule("allow"),))
 DENY_ALL: Final = Rules((Rule("deny"),), (Rule("deny"),))
 
 
-def tier(resource: Resource[TierSpec, Any]) -> Tier:
-    """Normalise a Tier; an absent order is 1,000,000, an unknown default action is Deny (fails closed)."""
+def tier(name: str, resource: Resource[TierSpec, Any]) -> Tier:
+    """Normalise the Tier of a name; an absent order is 1,000,000, an unknown default action is Deny (fails closed)."""
     spec = resource.spec
     order = DEFAULT_TIER_ORDER if spec.order is None else float(spec.order)
-    return Tier(resource.metadata.name, order, "Pass" if spec.default_action == "Pass" else "Deny")
+    return Tier(name, order, "Pass" if spec.default_action == "Pass" else "Deny")
 
 
-def policy(resource: Resource[Any, Any], *, name: str = "") -> Policy | None:
+def policy(key: ResourceKey, resource: Resource[Any, Any]) -> Policy | None:
     """Normalise the head of any policy kind. O(size of its selectors), parsed once per text.
 
     Args:
+        key: where it is stored; its name and namespace count, whatever the metadata say.
         resource: a policy resource.
-        name: the name in its key, where that differs from the metadata's; "" takes the metadata's.
 
     Returns:
         None for a staged object that stages no rules (``stagedAction`` ``Delete`` or ``Ignore``).
@@ -171,14 +172,14 @@ def policy(resource: Resource[Any, Any], *, name: str = "") -> Policy | None:
     Raises:
         InvalidInputError: a selector does not parse, or the kind is no policy.
     """
-    resource, action = _as_calico(resource)
-    spec, meta = resource.spec, resource.metadata
+    resource, action = _as_calico(key, resource)
+    spec = resource.spec
     if action in {"Delete", "Ignore"}:
         return None
-    ident = PolicyID(resource.kind, meta.namespace, name or meta.name)
+    ident = PolicyID(key.kind, key.namespace, key.name)
     if isinstance(spec, NetworkPolicySpec | StagedNetworkPolicySpec):
         applies_to = policy_selector(
-            spec.selector, namespace=meta.namespace, service_account_selector=spec.service_account_selector
+            spec.selector, namespace=key.namespace, service_account_selector=spec.service_account_selector
         )
         track = (False, False, False)
     elif isinstance(spec, GlobalNetworkPolicySpec | StagedGlobalNetworkPolicySpec):
@@ -189,7 +190,7 @@ def policy(resource: Resource[Any, Any], *, name: str = "") -> Policy | None:
         )
         track = (spec.do_not_track, spec.pre_dnat, spec.apply_on_forward)
     else:
-        raise InvalidInputError("not a policy", field="kind", value=resource.kind)
+        raise InvalidInputError("not a policy", field="kind", value=key.kind)
     types = effective_types(spec.types, has_ingress=bool(spec.ingress), has_egress=bool(spec.egress))
     return Policy(
         ident,
@@ -198,20 +199,20 @@ def policy(resource: Resource[Any, Any], *, name: str = "") -> Policy | None:
         applies_to,
         "Ingress" in types,
         "Egress" in types,
-        resource.kind.startswith("Staged"),
+        key.kind.startswith("Staged"),
         *track,
         "AssumeNeededOnEveryNode" in spec.performance_hints,
     )
 
 
-def policy_rules(resource: Resource[Any, Any]) -> Rules:
+def policy_rules(key: ResourceKey, resource: Resource[Any, Any]) -> Rules:
     """Normalise the rules of any policy kind; both lists as written, whatever ``types`` says.
 
     Raises:
         InvalidInputError: a rule is not valid; names the field.
     """
-    resource, _ = _as_calico(resource)
-    return _rules(resource.spec.ingress, resource.spec.egress, resource.metadata.namespace)
+    resource, _ = _as_calico(key, resource)
+    return _rules(resource.spec.ingress, resource.spec.egress, key.namespace)
 
 
 def profile_rules(resource: Resource[ProfileSpec, Any]) -> Rules:
@@ -232,13 +233,13 @@ def effective_types(types: tuple[str, ...], *, has_ingress: bool, has_egress: bo
     return ("Ingress",)
 
 
-def _as_calico(resource: Resource[Any, Any]) -> tuple[Resource[Any, Any], str]:
+def _as_calico(key: ResourceKey, resource: Resource[Any, Any]) -> tuple[Resource[Any, Any], str]:
     """The resource with rules in Calico's form, and its staged action ("" for what is not staged)."""
-    if resource.kind != "StagedKubernetesNetworkPolicy":
+    if key.kind != "StagedKubernetesNetworkPolicy":
         return resource, getattr(resource.spec, "staged_action", "")
     spec: StagedKubernetesNetworkPolicySpec = resource.spec
     document = {
-        "metadata": {"name": resource.metadata.name, "namespace": resource.metadata.namespace},
+        "metadata": {"name": key.name, "namespace": key.namespace},
         "spec": msgspec.to_builtins(spec),
     }
     converted = convert_network_policy(document)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 
+from calipy.datastore.keys import ResourceKey
 from calipy.datastore.names import parse_workload_endpoint
 from calipy.datastore.resources import Resource
 from calipy.errors import InvalidInputError
@@ -66,7 +67,8 @@ class Snapshot:
     """Resources, indexed. Objects that are not valid count as absent and are listed in ``problems``.
 
     Args:
-        resources: of all kinds that concern policy, and Nodes; others are ignored.
+        objects: of all kinds that concern policy, and Nodes, with their keys; other kinds are ignored. Where key and
+            metadata disagree the key counts.
         endpoint_to_host: what happens to packets of a pod to its own node that egress policy lets pass.
         uplink: name of the nodes' interface towards each other and the world; "" when it is not known, then every host
             endpoint of a node is taken to be on it.
@@ -74,7 +76,7 @@ class Snapshot:
 
     def __init__(
         self,
-        resources: Iterable[Resource[Any, Any]],
+        objects: Iterable[tuple[ResourceKey, Resource[Any, Any]]],
         *,
         endpoint_to_host: Literal["Accept", "Drop"] = "Accept",
         uplink: str = "",
@@ -91,9 +93,9 @@ class Snapshot:
         self._tiers = dict(model.BUILT_IN_TIERS)
         self._policies: list[model.Policy] = []
         self._inherited: dict[str, Mapping[str, str]] = {}
-        by_kind: dict[str, list[Resource[Any, Any]]] = {}
-        for resource in resources:
-            by_kind.setdefault(resource.kind, []).append(resource)
+        by_kind: dict[str, list[tuple[ResourceKey, Resource[Any, Any]]]] = {}
+        for key, resource in objects:
+            by_kind.setdefault(key.kind, []).append((key, resource))
         for kind, read in (
             ("Node", self._read_node),
             ("Tier", self._read_tier),
@@ -104,11 +106,11 @@ class Snapshot:
             ("WorkloadEndpoint", self._read_workload),
             ("HostEndpoint", self._read_host),
         ):
-            for resource in by_kind.get(kind, ()):
+            for key, resource in by_kind.get(kind, ()):
                 try:
-                    read(resource)
+                    read(key, resource)
                 except (InvalidInputError, ValueError) as error:
-                    self.problems[str(resource.key)] = str(error)
+                    self.problems[str(key)] = str(error)
 
     @cached_property
     def workloads(self) -> dict[IPAddress, Endpoint]:
@@ -152,38 +154,38 @@ class Snapshot:
             for owner in self.owners(address)
         )
 
-    def _read_node(self, resource: Resource[Any, Any]) -> None:
+    def _read_node(self, key: ResourceKey, resource: Resource[Any, Any]) -> None:
         spec = resource.spec
         given = [spec.bgp.ipv4_address, spec.bgp.ipv6_address] if spec.bgp is not None else []
         given += [address.address for address in spec.addresses]
-        self.nodes[resource.name] = tuple(ipaddress.ip_interface(text).ip for text in given if text)
+        self.nodes[key.name] = tuple(ipaddress.ip_interface(text).ip for text in given if text)
 
-    def _read_tier(self, resource: Resource[Any, Any]) -> None:
-        self._tiers[resource.name] = model.tier(resource)
+    def _read_tier(self, key: ResourceKey, resource: Resource[Any, Any]) -> None:
+        self._tiers[key.name] = model.tier(key.name, resource)
 
-    def _read_profile(self, resource: Resource[Any, Any]) -> None:
-        if resource.name != model.DEFAULT_ALLOW_PROFILE:
-            self.profiles[resource.name] = model.profile_rules(resource)
-            self._inherited[resource.name] = resource.spec.labels_to_apply
+    def _read_profile(self, key: ResourceKey, resource: Resource[Any, Any]) -> None:
+        if key.name != model.DEFAULT_ALLOW_PROFILE:
+            self.profiles[key.name] = model.profile_rules(resource)
+            self._inherited[key.name] = resource.spec.labels_to_apply
 
-    def _read_policy(self, resource: Resource[Any, Any]) -> None:
-        policy = model.policy(resource)
+    def _read_policy(self, key: ResourceKey, resource: Resource[Any, Any]) -> None:
+        policy = model.policy(key, resource)
         if policy is not None and not policy.staged:
-            self.rules[policy.id] = model.policy_rules(resource)
+            self.rules[policy.id] = model.policy_rules(key, resource)
             self._policies.append(policy)
 
-    def _read_set(self, resource: Resource[Any, Any]) -> None:
+    def _read_set(self, key: ResourceKey, resource: Resource[Any, Any]) -> None:
         nets = tuple(ipaddress.ip_network(text, strict=False) for text in resource.spec.nets)
         labels = resource.metadata.labels
-        if resource.namespace:
+        if key.namespace:
             labels = self._effective(
-                {**labels, NAMESPACE_LABEL: resource.namespace}, (namespace_profile_name(resource.namespace),)
+                {**labels, NAMESPACE_LABEL: key.namespace}, (namespace_profile_name(key.namespace),)
             )
-        self.address_sets.append(AddressSet(resource.name, nets, labels))
+        self.address_sets.append(AddressSet(key.name, nets, labels))
 
-    def _read_workload(self, resource: Resource[Any, Any]) -> None:
+    def _read_workload(self, key: ResourceKey, resource: Resource[Any, Any]) -> None:
         spec = resource.spec
-        name = parse_workload_endpoint(resource.name)
+        name = parse_workload_endpoint(key.name)
         if not spec.interface_name or not spec.ip_networks:
             raise InvalidInputError("no interface or no address", field="spec", value=spec.ip_networks)
         own = {
@@ -193,20 +195,18 @@ class Snapshot:
         }
         if spec.service_account_name:
             own[SERVICE_ACCOUNT_LABEL] = spec.service_account_name
-        full_name = f"{resource.namespace}/{name.workload}"
+        full_name = f"{key.namespace}/{name.workload}"
         addresses = tuple(ipaddress.ip_interface(text).ip for text in spec.ip_networks)
         labels = self._effective(own, spec.profiles)
         ports = _ports(spec.ports)
         self._add(Endpoint(full_name, name.node, False, spec.interface_name, addresses, labels, spec.profiles, ports))
 
-    def _read_host(self, resource: Resource[Any, Any]) -> None:
+    def _read_host(self, key: ResourceKey, resource: Resource[Any, Any]) -> None:
         spec = resource.spec
         labels = self._effective(resource.metadata.labels, spec.profiles)
         addresses = tuple(ipaddress.ip_address(text) for text in spec.expected_ips)
         ports = _ports(spec.ports)
-        self._add(
-            Endpoint(resource.name, spec.node, True, spec.interface_name, addresses, labels, spec.profiles, ports)
-        )
+        self._add(Endpoint(key.name, spec.node, True, spec.interface_name, addresses, labels, spec.profiles, ports))
 
     def _effective(self, own: Mapping[str, str], profiles: tuple[str, ...]) -> dict[str, str]:
         labels = dict(own)

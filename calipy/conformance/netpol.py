@@ -48,7 +48,8 @@ def check(name: str, case: Case) -> CaseResult:
 def wrong_cells(state: State) -> list[str]:
     """One line for each cell that the evaluator sees differently, with its reason."""
     cluster = state.cluster
-    snapshot = Snapshot(cluster.resources(), endpoint_to_host=cluster.endpoint_to_host, uplink=UPLINK)
+    objects = ((resource.key, resource) for resource in cluster.resources())
+    snapshot = Snapshot(objects, endpoint_to_host=cluster.endpoint_to_host, uplink=UPLINK)
     found = [f"{state.name}: {where}: {why}" for where, why in snapshot.problems.items()]
     for probe, source, destination, wanted in state.cells():
         verdict = verdict_of(snapshot, state, probe, source, destination)

@@ -115,7 +115,7 @@ class ActiveRules:
         head = None
         if resource is not None:
             try:
-                head = model.policy(resource, name=key.name)
+                head = model.policy(key, resource)
                 self._report(key, "")
             except InvalidInputError as error:
                 self._report(key, str(error))
@@ -159,7 +159,7 @@ class ActiveRules:
     def set_tier(self, name: str, resource: Resource[TierSpec, Any] | None) -> None:
         """Add, replace or (None) remove a tier; built-in ones stay. O(policies, and endpoints the tier's select)."""
         old = self._tiers.get(name)
-        tier = model.BUILT_IN_TIERS.get(name) if resource is None else model.tier(resource)
+        tier = model.BUILT_IN_TIERS.get(name) if resource is None else model.tier(name, resource)
         if tier == old:
             return
         if tier is None:
@@ -209,7 +209,7 @@ class ActiveRules:
         rules = model.Rules()
         if not head.staged:  # never enforced: shown without rules, so that it costs no ip sets
             try:
-                rules = model.policy_rules(policy.resource)
+                rules = model.policy_rules(key, policy.resource)
             except InvalidInputError as error:
                 self._report(key, str(error))
                 self._index.remove_watch(key)

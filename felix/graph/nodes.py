@@ -38,7 +38,7 @@ def pool(resource: Resource[IPPoolSpec, Any]) -> Pool:
     )
 
 
-def host(resource: Resource[NodeSpec, Any]) -> Host:
+def host(name: str, resource: Resource[NodeSpec, Any]) -> Host:
     """A node's addresses: those of BGP, else the first listed of each family."""
     spec = resource.spec
     found = {4: "", 6: ""}
@@ -51,7 +51,7 @@ def host(resource: Resource[NodeSpec, Any]) -> Host:
         except ValueError:
             continue
         found[address.version] = found[address.version] or str(address)
-    return Host(resource.metadata.name, found[4], found[6])
+    return Host(name, found[4], found[6])
 
 
 class Nodes:
@@ -87,7 +87,7 @@ class Nodes:
         if resource is None:
             self._hosts.pop(name, None)
         else:
-            self._hosts[name] = host(resource)
+            self._hosts[name] = host(name, resource)
         self._dirty_hosts.add(name)
 
     def set_block(self, key: BlockKey, block: Block | None) -> None:

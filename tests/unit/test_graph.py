@@ -349,3 +349,15 @@ def test_whole_set_on_first_use() -> None:
     [found] = changes.ip_sets.values()
     assert isinstance(found, IPSet)
     assert found.members == {"10.65.2.1"}
+
+
+def test_the_key_counts_not_the_metadata() -> None:
+    """A policy whose stored metadata name no namespace, or another name, still belongs where its key says."""
+    key, resource = network_policy("default.p", selector="app == 'db'")
+    stray = msgspec.structs.replace(
+        resource, metadata=msgspec.structs.replace(resource.metadata, name="p", namespace="")
+    )
+    elsewhere = pod("db", "10.65.1.9", namespace="bank", app="db")
+    state = enforce([DB, elsewhere, (key, stray)])
+    assert list(state.policies) == [PolicyID("NetworkPolicy", "shop", "default.p")]
+    assert [e.id.workload for e in state.endpoints.values() if e.tiers] == ["shop/db"]

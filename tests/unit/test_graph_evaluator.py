@@ -194,7 +194,7 @@ def test_random_policies(states: list[dict[Any, Any]]) -> None:
     nodes = _Nodes(["n1", "n2"])
     for state in states:
         nodes.move_to(state.values())
-        snapshot = Snapshot(state.values())
+        snapshot = Snapshot(state.items())
         assert not snapshot.problems
         for source in ADDRESSES:
             for destination in ADDRESSES:
@@ -212,7 +212,7 @@ def test_icmp_codes_are_told_apart() -> None:
     state = dict([pod("one", ADDRESSES[0]), namespace_profile("shop"), network_policy("p", ingress=[rule])])
     nodes = _Nodes(["n1"])
     nodes.move_to(state.values())
-    snapshot = Snapshot(state.values())
+    snapshot = Snapshot(state.items())
     for code, wanted in ((1, True), (0, False)):
         addresses = ipaddress.ip_address("192.0.2.5"), ipaddress.ip_address(ADDRESSES[0])
         packet = Packet(*addresses, "icmp", icmp=ICMP(3, code))

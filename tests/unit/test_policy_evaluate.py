@@ -35,7 +35,7 @@ def _verdict(
     to_host: Literal["Accept", "Drop"] = "Accept",
     **more: Any,
 ) -> Verdict:
-    snapshot = Snapshot((value for _, value in (*NODES, WEB, DB, FAR, SHOP, *objects)), endpoint_to_host=to_host)
+    snapshot = Snapshot([*NODES, WEB, DB, FAR, SHOP, *objects], endpoint_to_host=to_host)
     assert not snapshot.problems
     a, b = ipaddress.ip_address(source), ipaddress.ip_address(destination)
     return evaluate(snapshot, a, b, protocol, destination_port=port, **more)
@@ -167,7 +167,7 @@ def test_which_host_endpoint_is_on_the_uplink() -> None:
     }
     hosts = {name: make("HostEndpoint", name, spec) for name, spec in candidates.items()}
     for given, chosen in ((["other", "elsewhere"], None), (["all", "other"], "all"), (["all", "address"], "address")):
-        snapshot = Snapshot((value for _, value in (*NODES, *(hosts[name] for name in given))), uplink="uplink0")
+        snapshot = Snapshot([*NODES, *(hosts[name] for name in given)], uplink="uplink0")
         found = snapshot.host_endpoint("n1")
         assert (found.name if found else None) == chosen
 
@@ -175,5 +175,5 @@ def test_which_host_endpoint_is_on_the_uplink() -> None:
 def test_problems_are_listed() -> None:
     """Objects that are not valid count as absent and are named."""
     bad = network_policy("bad", selector="a =")
-    snapshot = Snapshot([bad[1]])
+    snapshot = Snapshot([bad])
     assert list(snapshot.problems) == ["NetworkPolicy(shop/bad)"]

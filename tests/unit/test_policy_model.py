@@ -19,14 +19,14 @@ ACCOUNT = "projectcalico.org/serviceaccount"
 
 
 def _policy(found: tuple[Any, Any]) -> model.Policy:
-    policy = model.policy(found[1])
+    policy = model.policy(*found)
     assert policy is not None
     return policy
 
 
 def _rule(spec: dict[str, Any], *, namespaced: bool = True) -> model.Rule:
     found = network_policy("p", ingress=[spec]) if namespaced else global_policy("p", ingress=[spec])
-    return model.policy_rules(found[1]).inbound[0]
+    return model.policy_rules(*found).inbound[0]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_defaults_of_order_and_tier() -> None:
     """No order is last, no tier is ``default``; a tier without order counts as 1,000,000 and denies."""
     policy = _policy(network_policy("p"))
     assert (policy.order, policy.tier) == (math.inf, "default")
-    assert model.tier(make("Tier", "t", {})[1]) == model.Tier("t", 1_000_000.0, "Deny")
+    assert model.tier("t", make("Tier", "t", {})[1]) == model.Tier("t", 1_000_000.0, "Deny")
 
 
 def test_rule_values() -> None:
@@ -162,7 +162,7 @@ def test_bad_rules_name_their_field(spec: dict[str, Any], field: str) -> None:
 def test_bad_policy_selector_names_its_field() -> None:
     """So does the head of a policy."""
     with pytest.raises(InvalidInputError) as caught:
-        model.policy(global_policy("p", namespaceSelector="a =")[1])
+        model.policy(*global_policy("p", namespaceSelector="a ="))
     assert caught.value.field == "spec.namespaceSelector"
 
 
@@ -178,7 +178,7 @@ def test_staged_kubernetes_policy_is_converted() -> None:
     assert policy.staged
     assert policy.order == 1000.0
     assert 'a == "b"' in policy.selector.canonical
-    [converted] = model.policy_rules(found[1]).inbound
+    [converted] = model.policy_rules(*found).inbound
     assert converted.destination.ports == (PortRange(80, 80),)
 
 
