@@ -59,7 +59,7 @@ _NDA_LLADDR: Final = 2
 _NUD_PERMANENT: Final = 0x80
 
 _IFF_UP: Final = 0x1
-_IFF_LOWER_UP: Final = 0x10000
+_IFF_RUNNING: Final = 0x40
 
 _IFINFOMSG: Final = struct.Struct("=BxHiII")
 _IFADDRMSG: Final = struct.Struct("=BBBBi")
@@ -375,7 +375,7 @@ def decode_link(body: bytes) -> Link:
         format_mac(found.get(_IFLA_ADDRESS, b"")),
         _u32(found.get(_IFLA_MTU)),
         bool(flags & _IFF_UP),
-        bool(flags & _IFF_UP and flags & _IFF_LOWER_UP),
+        bool(flags & _IFF_UP and flags & _IFF_RUNNING),
         _u32(found.get(_IFLA_MASTER)),
         _u32(found.get(_IFLA_LINK)),
         None if netns_id is None else int(struct.unpack("=i", netns_id)[0]),
