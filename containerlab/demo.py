@@ -10,13 +10,12 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
-
-from calipy.cli.render import table
-from calipy.containerlab.driver import Lab
+from collections.abc import Iterator
 
 from calipy import log
-from calipy.containerlab.leftovers import HostState
+from calipy.cli.render import table
+from calipy.containerlab.driver import Lab
+from calipy.containerlab.leftovers import HostState, namespaces_of
 from calipy.containerlab.mesh import (
     NODES,
     PODS,
@@ -31,6 +30,7 @@ from calipy.containerlab.mesh import (
 )
 from calipy.errors import CalipyError
 
+LAB = "mesh"
 MOVE_SECONDS = 2.0
 OUTAGE_SECONDS = 10.0
 STREAM_SECONDS = 12.0
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     log.configure("warning")
     story = Story()
-    before = HostState.read()
+    before = HostState.read(LAB)
     story.chapter(f"deploying {TOPOLOGY.name}: three nodes, two subnets, one router, etcd")
     lab = Lab.deploy(TOPOLOGY, reconfigure=True, report=lambda _level, text: story.show(text))
     mesh = Mesh(lab)
@@ -317,10 +317,14 @@ def start_etcd(mesh: Mesh) -> None:
 def leaving(story: Story, lab: Lab, before: HostState) -> None:
     """The lab goes and leaves nothing."""
     story.chapter("destroying the lab")
+    namespaces = namespaces_of(LAB)
     lab.destroy(cleanup=True)
-    wait: Callable[[], bool] = lambda: not HostState.read().beyond(before)  # noqa: E731 - polled
+
+    def left() -> list[str]:
+        return HostState.read(LAB, namespaces).beyond(before)
+
     with story.attempt("no process, namespace, interface, mount, route or rule is left"):
-        wait_until(wait, 10.0, lambda: "; ".join(HostState.read().beyond(before)))
+        wait_until(lambda: not left(), 10.0, lambda: "; ".join(left()))
 
 
 if __name__ == "__main__":
