@@ -40,7 +40,11 @@ class _Loader(yaml.CSafeLoader):
                     f"stands twice, again in line {key_node.start_mark.line + 1}", field=str(key), value=key
                 )
             seen.add(key)
-        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
+        return {_member_name(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+
+def _member_name(key: Any) -> str:
+    return str(key).lower() if isinstance(key, bool) else str(key)
 
 
 for _tag, _pattern, _first in (

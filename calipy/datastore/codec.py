@@ -66,7 +66,7 @@ def decode_resource(key: ResourceKey, value: bytes, revision: int) -> Resource[A
         resource: Resource[Any, Any] = _decoder(key.kind).decode(value)
     except msgspec.ValidationError:
         resource = _decode_carefully(key, value)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UndecodableError(f"not JSON: {error}", key=path(key)) from None
     msgspec.structs.force_setattr(resource, "revision", revision)
     if resource.kind != key.kind or resource.api_version != API_VERSION:
@@ -74,17 +74,19 @@ def decode_resource(key: ResourceKey, value: bytes, revision: int) -> Resource[A
         resource = msgspec.structs.replace(resource, kind=key.kind, api_version=API_VERSION, stored_type=stored_type)
     if key.kind == "IPPool":
         return msgspec.structs.replace(resource, spec=fill_pool(resource.spec))
-    return show_policy_name(resource, path(key)) if key.kind in NAMED_POLICIES else resource
+    return show_policy_name(resource, key) if key.kind in NAMED_POLICIES else resource
 
 
 def _decode_carefully(key: ResourceKey, value: bytes) -> Resource[Any, Any]:
     try:
         document = msgspec.json.decode(value)
         resource = read_document(document, key.kind)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UndecodableError(f"not JSON: {error}", key=path(key)) from None
     except InvalidInputError as error:
-        raise UndecodableError(error.args[0], key=path(key)) from error
+        undecodable = UndecodableError(error.args[0], key=path(key))
+        undecodable.field, undecodable.value = error.field, error.value
+        raise undecodable from error
     if not any(name.casefold() == "apiversion" for name in document):
         resource = msgspec.structs.replace(resource, api_version="")
     return resource

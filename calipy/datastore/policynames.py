@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from calipy.datastore.keys import ResourceKey, path
 from calipy.datastore.kinds.meta import Resource
 from calipy.errors import UndecodableError
 
@@ -21,7 +22,7 @@ TIER_LABEL: Final = "projectcalico.org/tier"
 DEFAULT_PREFIX: Final = "default."
 
 
-def show_policy_name(resource: Resource[Any, Any], key: str) -> Resource[Any, Any]:
+def show_policy_name(resource: Resource[Any, Any], key: ResourceKey) -> Resource[Any, Any]:
     """A policy as read: named by its annotation, which is taken off, or else without a leading ``default.``.
 
     Raises:
@@ -40,9 +41,9 @@ def show_policy_name(resource: Resource[Any, Any], key: str) -> Resource[Any, An
         name = None
     if not isinstance(name, str):
         raise UndecodableError(
-            "must be JSON with a name", key=key, field=f"metadata.annotations[{ANNOTATION}]", value=note
+            "must be JSON with a name", key=path(key), field=f"metadata.annotations[{ANNOTATION}]", value=note
         )
-    annotations = {key: text for key, text in metadata.annotations.items() if key != ANNOTATION}
+    annotations = {name: text for name, text in metadata.annotations.items() if name != ANNOTATION}
     metadata = msgspec.structs.replace(metadata, name=name or metadata.name, annotations=annotations)
     return msgspec.structs.replace(resource, metadata=metadata)
 

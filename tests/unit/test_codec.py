@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import types
 import typing
 from typing import Any
@@ -166,15 +167,23 @@ def test_names_match_in_any_case() -> None:
     [
         ('{"order": "10"}', "spec.order"),
         ('{"ingress": [{"destination": {"ports": [80.0]}}]}', r"spec.ingress\[0\].destination.ports\[0\]"),
-        ('{"ingress": [{"destination": {"ports": ["2:1"]}}]}', r"spec.ingress\[0\].destination.ports"),
+        ('{"ingress": [{"destination": {"ports": ["2:1"]}}]}', r"spec.ingress\[0\].destination.ports\[0\]"),
         ('{"ingress": {}}', "spec.ingress"),
         ('{"doNotTrack": 1}', "spec.doNotTrack"),
     ],
 )
 def test_what_go_cannot_read_is_undecodable(spec: str, field: str) -> None:
     """The error names the key and the field."""
-    with pytest.raises(UndecodableError, match=f"globalnetworkpolicies/p: {field}"):
+    with pytest.raises(UndecodableError, match=f"globalnetworkpolicies/p: {field}") as caught:
         decode(spec)
+    assert re.fullmatch(field, caught.value.field)
+
+
+def test_bottomless_nesting_is_undecodable() -> None:
+    """A value that would exhaust the stack is reported like any other that cannot be read."""
+    for spec in ('{"a":' * 100_000 + "1" + "}" * 100_000, '{"ingress":' + "[" * 100_000 + "]" * 100_000 + "}"):
+        with pytest.raises(UndecodableError):
+            decode(spec)
 
 
 def test_other_spellings_are_read_into_one() -> None:
