@@ -144,10 +144,14 @@ def cluster(endpoints: int, policies: int, local: int) -> Iterator[tuple[Key, An
             Resource(kind="NetworkSet", metadata=meta, spec=net_set),
         )
     for number in range(endpoints):
-        node = HOST if number < local else f"node-{1 + number % (NODES - 1)}"
-        yield endpoint(number, node)
+        yield endpoint(number, node_of(number, endpoints, local))
     for number in range(policies):
         yield policy(number)
+
+
+def node_of(number: int, endpoints: int, local: int) -> str:
+    """Where a pod runs: the local ones are spread over all namespaces and applications."""
+    return HOST if number * 7919 % endpoints < local else f"node-{1 + number % (NODES - 1)}"
 
 
 def cost(graph: Graph, updates: list[tuple[Key, Any]]) -> list[float]:
@@ -201,8 +205,8 @@ def main() -> None:
         f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f} MiB more"
     )
     rng = random.Random(1)
-    remote = rng.sample(range(arguments.local, arguments.endpoints), 300)
-    nodes = {number: f"node-{1 + number % (NODES - 1)}" for number in remote}
+    nodes = {n: node_of(n, arguments.endpoints, arguments.local) for n in range(arguments.endpoints)}
+    remote = rng.sample([n for n, node in nodes.items() if node != HOST], 300)
     show("label of a remote endpoint", cost(graph, [endpoint(n, nodes[n], app=f"app-{n % APPS}") for n in remote]))
     gone: list[tuple[Key, Any]] = [(endpoint(n, nodes[n])[0], None) for n in remote]
     show("remote endpoint deleted", cost(graph, gone))
