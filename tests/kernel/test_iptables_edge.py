@@ -61,7 +61,7 @@ def add_endpoints(renderers: dict[Family, Renderer], *numbers: int) -> None:
 
 @BACKENDS
 def test_write_is_complete_and_the_second_is_empty(netns: Namespace, backend: Backend) -> None:
-    """Everything desired is in the kernel afterwards, by its hashes; nothing is left to do, nothing is written again."""
+    """Everything desired is in the kernel afterwards, by its hashes; nothing is left to do or written again."""
 
     async def scenario() -> None:
         renderers = made()
@@ -81,7 +81,7 @@ def test_write_is_complete_and_the_second_is_empty(netns: Namespace, backend: Ba
 
 
 def test_one_change_is_one_transaction_and_reads_back_only_itself(netns: Namespace) -> None:
-    """A changed chain costs one transaction of one table, and no save of the whole is started."""
+    """A changed chain costs one transaction of one table; no save of the whole is started."""
 
     async def scenario() -> None:
         renderers = made()
@@ -182,7 +182,7 @@ def test_a_chain_deleted_by_others_meanwhile_is_made_again(netns: Namespace) -> 
 
 
 def test_tables_that_iptables_cannot_show_are_an_error(netns: Namespace) -> None:
-    """A native nft rule that iptables-save only mentions in a comment, with status 0, must not look like an empty table."""
+    """A native rule that iptables-save mentions in a comment only, with status 0, must not look like an empty table."""
 
     async def scenario() -> None:
         iptables = edge("nft", made())

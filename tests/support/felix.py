@@ -29,6 +29,7 @@ from calipy.felix.messages import (
 from calipy.kernel import netns as kernel_netns
 from calipy.net import HOST_LINK_LOCAL, HOST_MAC, POD_GATEWAY
 from tests.support.netns import Namespace, connect
+from tests.support.objects import Object
 
 ALLOW_ALL = ActiveProfile("open", (Rule("allow"),), (Rule("allow"),))
 
@@ -81,11 +82,20 @@ def _no_redirects() -> None:
 class FelixProcess:
     """A child process that runs Felix inside a namespace."""
 
-    def __init__(self, node: Namespace, config: dict[str, str]) -> None:
+    def __init__(self, node: Namespace, config: dict[str, str], *, graph: bool = False) -> None:
         child = Path(__file__).with_name("felix_child.py")
         argument = base64.b64encode(pickle.dumps(config)).decode()
         self.process = subprocess.Popen(
-            ["ip", "netns", "exec", node.path.name, sys.executable, str(child), argument],
+            [
+                "ip",
+                "netns",
+                "exec",
+                node.path.name,
+                sys.executable,
+                str(child),
+                argument,
+                *(["graph"] if graph else []),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -103,6 +113,10 @@ class FelixProcess:
     def send(self, **changes: Any) -> None:
         """Changes, as one flush of the graph."""
         self.ask("changes", Changes(**{"in_sync": True, **changes}))
+
+    def events(self, *objects: Object) -> None:
+        """Objects of the datastore, and that this is all for now."""
+        self.ask("events", objects)
 
     def status(self) -> FelixStatus:
         """Felix's own view."""
@@ -159,9 +173,9 @@ class Node:
         self.pods.append(pod)
         return pod
 
-    def felix(self, **config: str) -> FelixProcess:
-        """Start Felix with these parameters."""
-        self._processes.append(FelixProcess(self.ns, config))
+    def felix(self, *, graph: bool = False, **config: str) -> FelixProcess:
+        """Start Felix with these parameters; with ``graph`` it takes ``events``, without it ``send``."""
+        self._processes.append(FelixProcess(self.ns, config, graph=graph))
         return self._processes[-1]
 
     def rules(self, backend: str = "nft", table: str = "filter", family: int = 4) -> str:

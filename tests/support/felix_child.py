@@ -1,4 +1,5 @@
-"""Runs the real ``Felix`` in this process's network namespace, fed with pickled ``Changes`` instead of a datastore.
+"""Runs the real ``Felix`` in this process's network namespace, fed with pickled ``Changes`` instead of a datastore, or
+with pickled objects of the datastore, which then go through the real calculation graph.
 
 Started by ``tests.support.felix`` with ``ip netns exec``. One request a line on stdin, one answer a line on stdout,
 each the base64 of a pickled value.
@@ -13,7 +14,7 @@ import sys
 from typing import Any
 
 from calipy import log
-from calipy.datastore.syncer import InSync
+from calipy.datastore.syncer import InSync, Update
 from calipy.felix.daemon import Felix
 from calipy.felix.messages import Changes
 
@@ -39,7 +40,8 @@ class Script:
 async def main() -> None:
     log.configure("info", json=True)
     script = Script()
-    felix = Felix(pickle.loads(base64.b64decode(sys.argv[1])), "node1", source=script)
+    config = pickle.loads(base64.b64decode(sys.argv[1]))
+    felix = Felix(config, "node1", source=None if "graph" in sys.argv else script)
     running = asyncio.create_task(felix.run())
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 24)
@@ -52,6 +54,8 @@ async def main() -> None:
         if command == "changes":
             script.waiting.append(argument)
             felix.on_events([InSync(1)] if argument.in_sync else [])
+        elif command == "events":
+            felix.on_events([*(Update(key, value, 1) for key, value in argument), InSync(1)])
         elif command == "status":
             answer = felix.status()
         elif command == "wait":
