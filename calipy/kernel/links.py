@@ -27,7 +27,6 @@ RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
 _RTM_GETADDR: Final = 22
 _RTM_NEWNEIGH: Final = 28
-_RTM_DELNEIGH: Final = 29
 _RTM_GETNEIGH: Final = 30
 _RTM_NEWLINKPROP: Final = 108
 
@@ -107,16 +106,6 @@ class LinkAddress:
     scope: int = 0
     flags: int = 0
 
-    @property
-    def tentative(self) -> bool:
-        """Duplicate address detection is not done (or failed): not usable yet."""
-        return bool(self.flags & 0x40)
-
-    @property
-    def deprecated(self) -> bool:
-        """Not to be used for new connections."""
-        return bool(self.flags & 0x20)
-
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
@@ -175,10 +164,6 @@ class Links:
             raise
         return decode_link(reply)
 
-    def link_index(self, name: str) -> int:
-        """Index of the interface of that name."""
-        return self._netlink.index_of(name)
-
     def create_veth(self, end: VethEnd, peer: VethEnd) -> None:
         """Create a veth pair, each end in its own namespace from the start: one message, all or nothing.
 
@@ -192,11 +177,6 @@ class Links:
         """Create a bridge, down and empty."""
         info = netlink.nested(_IFLA_LINKINFO, netlink.text(_IFLA_INFO_KIND, "bridge"))
         self._create(f"create bridge {name}", _veth_end(VethEnd(name, mac=mac, mtu=mtu)) + info)
-
-    def create_dummy(self, name: str, *, mtu: int = 0, mac: str = "") -> None:
-        """Create a dummy interface. EOPNOTSUPP where the kernel has no such driver."""
-        info = netlink.nested(_IFLA_LINKINFO, netlink.text(_IFLA_INFO_KIND, "dummy"))
-        self._create(f"create dummy {name}", _veth_end(VethEnd(name, mac=mac, mtu=mtu)) + info)
 
     def delete_link(self, name: str) -> bool:
         """Delete an interface; a veth takes its other end along. False if there was none."""
@@ -217,10 +197,6 @@ class Links:
         """Take an interface down; the kernel drops its routes."""
         self._change(name, "set down", mask=_IFF_UP)
 
-    def set_mtu(self, name: str, mtu: int) -> None:
-        """Set the MTU, in bytes."""
-        self._change(name, f"set MTU {mtu} of", netlink.attribute_u32(_IFLA_MTU, mtu))
-
     def set_mac(self, name: str, mac: str) -> None:
         """Set the link-layer address."""
         self._change(name, f"set MAC {mac} of", netlink.attribute(_IFLA_ADDRESS, parse_mac(mac)))
@@ -229,10 +205,6 @@ class Links:
         """Attach an interface to a bridge, or detach it (None)."""
         master = 0 if bridge is None else self._netlink.index_of(bridge)
         self._change(name, f"attach to {bridge}", netlink.attribute_u32(_IFLA_MASTER, master))
-
-    def rename(self, name: str, new_name: str) -> None:
-        """Rename an interface."""
-        self._change(name, f"rename to {new_name}", netlink.text(_IFLA_IFNAME, _name(new_name)))
 
     def move(self, name: str, netns_fd: int, *, new_name: str = "") -> None:
         """Move an interface into another namespace, where it is down and has no addresses."""
@@ -313,12 +285,25 @@ class Links:
         Returns:
             For each its errno, 0 = done.
         """
-        flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
-        return self._change_neighbours(neighbours, _RTM_NEWNEIGH, flags)
-
-    def delete_neighbours(self, neighbours: Sequence[Neighbour]) -> list[int]:
-        """Delete entries in bulk; ENOENT where there was none."""
-        return self._change_neighbours(neighbours, _RTM_DELNEIGH, 0)
+        codes: list[int] = []
+        places: list[int] = []
+        messages: list[bytes] = []
+        for place, entry in enumerate(neighbours):
+            codes.append(0)
+            try:
+                index = self._netlink.index_of(entry.interface)
+            except KernelError as error:
+                codes[place] = error.code
+                continue
+            body = _NDMSG.pack(_family(entry.address.version), index, entry.state, 0, 0)
+            body += netlink.attribute(_NDA_DST, entry.address.packed)
+            if entry.mac:
+                body += netlink.attribute(_NDA_LLADDR, parse_mac(entry.mac))
+            places.append(place)
+            messages.append(netlink.message(_RTM_NEWNEIGH, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE, body))
+        for place, code in zip(places, self._netlink.request(messages), strict=True):
+            codes[place] = code
+        return codes
 
     # --- inside
 
@@ -338,27 +323,6 @@ class Links:
             return None
         mac = format_mac(found.get(_NDA_LLADDR, b""))
         return Neighbour(self._netlink.name_of(index), ipaddress.ip_address(found[_NDA_DST]), mac, state)
-
-    def _change_neighbours(self, neighbours: Sequence[Neighbour], kind: int, flags: int) -> list[int]:
-        codes: list[int] = []
-        places: list[int] = []
-        messages: list[bytes] = []
-        for place, entry in enumerate(neighbours):
-            codes.append(0)
-            try:
-                index = self._netlink.index_of(entry.interface)
-            except KernelError as error:
-                codes[place] = error.code
-                continue
-            body = _NDMSG.pack(_family(entry.address.version), index, entry.state, 0, 0)
-            body += netlink.attribute(_NDA_DST, entry.address.packed)
-            if entry.mac:
-                body += netlink.attribute(_NDA_LLADDR, parse_mac(entry.mac))
-            places.append(place)
-            messages.append(netlink.message(kind, flags, body))
-        for place, code in zip(places, self._netlink.request(messages), strict=True):
-            codes[place] = code
-        return codes
 
 
 def decode_link(body: bytes) -> Link:

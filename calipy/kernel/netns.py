@@ -111,12 +111,6 @@ def is_current(netns_fd: int) -> bool:
     return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
-def identity(netns_fd: int) -> tuple[int, int]:
-    """Device and inode: what tells namespaces apart. The number may be used again after one is gone."""
-    status = os.fstat(netns_fd)
-    return (status.st_dev, status.st_ino)
-
-
 def run_in(netns_fd: int, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """Call ``function`` in a worker thread inside the namespace; blocks; its result or exception comes back.
 

@@ -72,12 +72,11 @@ def test_up_down_and_carrier(make_netns):
 
 
 def test_changes_of_a_link(make_netns):
-    """Name, alternative name, MTU, MAC and namespace can be changed; either name finds the link."""
+    """Alternative name, MAC and namespace can be changed; either name finds the link."""
     one, two = make_netns("one"), make_netns("two")
     links = one.links
     links.create_veth(VethEnd("a0"), VethEnd("a1"))
-    links.rename("a0", "b0")
-    links.set_mtu("b0", 1300)
+    one.run("ip", "link", "set", "a0", "name", "b0", "mtu", "1300")
     links.set_mac("b0", "02:00:00:00:00:07")
     links.add_alternative_name("b0", "a-name-longer-than-fifteen")
     found = links.get_link("a-name-longer-than-fifteen")
@@ -98,7 +97,7 @@ def test_a_bridge_joins_its_ports(make_netns):
         switch.links.set_master(port, "br0")
         switch.links.set_up(port)
         end.address("eth0", address)
-    assert switch.links.get_link("p1").master == switch.links.link_index("br0")
+    assert switch.links.get_link("p1").master == switch.links.get_link("br0").index
     assert "1 received" in one.run("ping", "-c1", "-W5", "10.0.0.2")
     switch.links.set_master("p1", None)
     assert switch.links.get_link("p1").master == 0
@@ -135,7 +134,7 @@ def test_addresses_are_what_ip_shows(make_netns):
 
 
 def test_neighbours_in_bulk(make_netns):
-    """Permanent entries are written, replaced and deleted; one for a missing interface fails alone."""
+    """Permanent entries are written and replaced; one for a missing interface fails alone."""
     one = make_netns("one")
     connect(one, make_netns("two"), ("10.0.0.1/24", "10.0.0.2/24"))
     good = Neighbour("eth0", ip_address("10.0.0.9"), "02:00:00:00:00:09")
@@ -144,16 +143,14 @@ def test_neighbours_in_bulk(make_netns):
     assert one.links.set_neighbours([good, lost, six]) == [0, errno.ENODEV, 0]
     assert {good, six} <= set(one.links.list_neighbours(interface="eth0"))
     assert "10.0.0.9 lladdr 02:00:00:00:00:09 PERMANENT" in one.run("ip", "neigh", "show", "dev", "eth0")
-    assert one.links.delete_neighbours([good, six]) == [0, 0]
+    moved = Neighbour("eth0", ip_address("10.0.0.9"), "02:00:00:00:00:0a")
+    assert one.links.set_neighbours([moved]) == [0]
     assert good not in one.links.list_neighbours()
 
 
 def test_errors_explain_themselves(netns):
-    """The kernel's own explanation, and bad names and MACs named before anything is sent."""
+    """What was tried, on what; bad names and MACs before anything is sent."""
     netns.links.create_veth(VethEnd("a0"), VethEnd("a1"))
-    with pytest.raises(KernelError, match=r"set MTU 1 of interface a0.*mtu less than") as caught:
-        netns.links.set_mtu("a0", 1)
-    assert caught.value.code == errno.EINVAL
     with pytest.raises(KernelError, match="nope0") as caught:
         netns.links.set_up("nope0")
     assert caught.value.code == errno.ENODEV

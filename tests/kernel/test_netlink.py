@@ -39,8 +39,19 @@ def test_a_request_after_an_error_is_not_confused(netns):
         netns.netlink.execute("poke", link_message("nope0"))
     with pytest.raises(KernelError):
         netns.netlink.dump("list nonsense", netlink.message(RTM_GETLINK, 0, struct.pack("=BxHiII", 0, 0, 7, 0, 0)))
-    assert netns.links.link_index("lo") == 1
+    assert netns.netlink.index_of("lo") == 1
     assert [link.name for link in netns.links.list_links()] == ["lo"]
+
+
+def test_the_kernels_own_explanation_is_passed_on(netns):
+    """Where the kernel says more than a number, the message has it."""
+    netns.links.create_veth(VethEnd("a0"), VethEnd("a1"))
+    body = struct.pack("=BxHiII", 0, 0, netns.netlink.index_of("a0"), 0, 0) + netlink.attribute_u32(4, 1)
+    with pytest.raises(
+        KernelError, match=r"cannot shrink a0: Invalid argument \(mtu less than device minimum\)"
+    ) as caught:
+        netns.netlink.execute("shrink a0", netlink.message(RTM_NEWLINK, 0, body))
+    assert caught.value.code == errno.EINVAL
 
 
 def test_threads_may_share_a_socket(netns):
@@ -51,7 +62,7 @@ def test_threads_may_share_a_socket(netns):
     def work(part: list[Route]) -> None:
         for route in part:
             failures.extend(netns.routes.apply(replace=[route]))
-            if netns.links.link_index("lo") != 1 or netns.links.get_link("nope0") is not None:
+            if netns.netlink.index_of("lo") != 1 or netns.links.get_link("nope0") is not None:
                 failures.append(route)
 
     threads = [threading.Thread(target=work, args=(routes[n::4],)) for n in range(4)]

@@ -220,7 +220,7 @@ def test_repeated_dumps_follow_changes_and_renames(router):
     assert set(table.dump()) == set(table.dump()) == set(RouteTable(router.netlink).dump())
     table.apply(delete=[ROUTES["via"]], replace=[Route(ROUTES["ecmp"].dst, kind="blackhole", protocol=PROTO_BGP)])
     assert set(table.dump()) == set(RouteTable(router.netlink).dump())
-    router.links.rename("eth0", "wan0")
+    router.run("ip", "link", "set", "eth0", "name", "wan0")
     assert set(table.dump()) == set(RouteTable(router.netlink).dump())
     assert {hop.interface for route in table.dump() for hop in route.next_hops} == {"wan0"}
 
