@@ -276,7 +276,7 @@ class _Planner:
             if session is not None:
                 yield rank, session
         if here and spec.peer_selector:
-            chosen = selector.parse(spec.peer_selector)
+            chosen = _selector("spec.peerSelector", spec.peer_selector)
             for other in self.inputs.nodes.values():
                 if other.name != self.node.name and chosen.matches(other.labels):
                     yield from self.both_families(rank, other, kind, source, spec)
@@ -288,7 +288,7 @@ class _Planner:
     def is_target(self, spec: BGPPeerSpec) -> bool:
         """Whether this node is at the far end of the BGPPeer."""
         if spec.peer_selector:
-            return selector.parse(spec.peer_selector).matches(self.node.labels)
+            return _selector("spec.peerSelector", spec.peer_selector).matches(self.node.labels)
         if spec.peer_ip:
             address, port = parse_peer_ip(spec.peer_ip)
             own = self.by_address.get(address)
@@ -315,7 +315,7 @@ class _Planner:
     def selects(self, node: NodeInfo, name: str, text: str) -> bool:
         if name:
             return node.name == name
-        return not text or selector.parse(text).matches(node.labels)
+        return not text or _selector("spec.nodeSelector", text).matches(node.labels)
 
     def to_node(self, other: NodeInfo, family: Family, kind: SessionType, source: str) -> Session | None:
         ours, theirs = self.node.address(family), other.address(family)
@@ -398,6 +398,13 @@ class _Planner:
 
 
 _FAMILIES: Final[tuple[Family, Family]] = (4, 6)
+
+
+def _selector(field: str, text: str) -> selector.Selector:
+    try:
+        return selector.parse(text)
+    except InvalidInputError as error:
+        raise InvalidInputError(str(error), field=field, value=text) from error
 
 
 def _secret(password: BGPPassword | None) -> tuple[str, str] | None:
