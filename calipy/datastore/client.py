@@ -122,6 +122,8 @@ class Client:
 
     async def list(self, kind: str, namespace: str = "") -> ResourceList:
         """All objects of a kind (of one namespace)."""
+        if namespace:
+            _key(kind, "any", namespace)
         listing = await self.store.list(resource_prefix(kind, namespace))
         items, problems = [], []
         for found in listing.items:
@@ -354,6 +356,8 @@ def _key(kind: str, name: str, namespace: str) -> ResourceKey:
         raise InvalidInputError(f"{kind} objects live in none", field="metadata.namespace", value=namespace)
     if not name or "/" in name:
         raise InvalidInputError("must be given, without '/'", field="metadata.name", value=name)
+    if "/" in namespace:
+        raise InvalidInputError("must not hold '/'", field="metadata.namespace", value=namespace)
     return ResourceKey(kind, name, namespace)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface
 
+from calipy.datastore.validation.fields import is_subdomain
 from calipy.errors import InvalidInputError
 from calipy.net import Family
 
@@ -96,11 +97,14 @@ def detect(
 def recorded_interfaces(
     interfaces: Sequence[HostInterface], families: Sequence[Family]
 ) -> list[tuple[str, tuple[str, ...]]]:
-    """What ``Node.spec.interfaces`` records: each interface not excluded, by name, its addresses without length."""
+    """What ``Node.spec.interfaces`` records: each interface not excluded, by name, its addresses without length.
+
+    Names that Calico's client refuses there (``br_lan``) are left out, lest one of them keep the node from starting.
+    """
     return [
         (interface.name, tuple(str(a.ip) for a in interface.addresses if a.version in families))
         for interface in sorted(interfaces, key=lambda i: i.name)
-        if not _matches(interface.name, EXCLUDED)
+        if not _matches(interface.name, EXCLUDED) and is_subdomain(interface.name)
     ]
 
 

@@ -197,6 +197,15 @@ async def test_without_ipam_a_claimed_pool_stays() -> None:
     assert await client.get("IPPool", "one") is not None
 
 
+@pytest.mark.parametrize("namespace", ["a/b", ""])
+async def test_a_namespace_is_one_part_of_a_key(client: Client, namespace: str) -> None:
+    """A slash, or no namespace where one is needed, is refused before anything is read or written."""
+    with pytest.raises(InvalidInputError, match=r"metadata\.namespace"):
+        await client.create(codec.new("NetworkSet", "s", namespace=namespace))
+    with pytest.raises(InvalidInputError, match=r"metadata\.namespace"):
+        await client.get("NetworkSet", "s", namespace)
+
+
 async def test_endpoint_names_follow_from_the_spec(client: Client) -> None:
     """A name may be left out, must agree, and the labels that policies rely on are set."""
     spec = WorkloadEndpointSpec(orchestrator="k8s", node="n-1", pod="web-1", endpoint="eth0", interface_name="cali1")

@@ -31,6 +31,7 @@ REFUSED = [
     ("IPPool", {"cidr": "10.0.0.0/16", "nodeSelector": "global()"}, "spec.nodeSelector"),
     ("Node", {"bgp": {}}, "spec.bgp"),
     ("Node", {"bgp": {"ipv4Address": "fd00::1/64"}}, "spec.bgp.ipv4Address"),
+    ("Node", {"interfaces": [{"name": "br_lan"}]}, "spec.interfaces"),
     ("BGPPeer", {"peerIP": "10.0.0.1:0", "asNumber": 1}, "spec.peerIP"),
     ("BGPPeer", {"node": "a", "nodeSelector": "all()"}, "spec.node"),
     ("BGPConfiguration", {"communities": [{"name": "a", "value": "1:2"}]}, "spec.communities"),

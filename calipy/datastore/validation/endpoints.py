@@ -35,6 +35,8 @@ def check_node(resource: Resource[Any, Any]) -> None:
     ):
         if text:
             mac(text, f"spec.{field}")
+    for index, item in enumerate(spec.interfaces):
+        subdomain(item.name, f"spec.interfaces[{index}].name")
     if spec.wireguard is not None:
         _optional_address(spec.wireguard.interface_ipv4_address, "spec.wireguard.interfaceIPv4Address", 4)
         _optional_address(spec.wireguard.interface_ipv6_address, "spec.wireguard.interfaceIPv6Address", 6)
