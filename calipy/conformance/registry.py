@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -33,9 +32,9 @@ MODULES: Final = (
     "calipy.conformance.netpol",
     "calipy.conformance.startup",
 )
-"""Modules with the interface of ``Suite``; the first that recognises a file runs it. Some may not be there yet."""
+"""Modules with the interface of ``Suite``; the first that recognises a file runs it."""
 
 
 def suites() -> list[Any]:
     """All suites, imported."""
-    return [importlib.import_module(name) for name in MODULES if importlib.util.find_spec(name) is not None]
+    return [importlib.import_module(name) for name in MODULES]

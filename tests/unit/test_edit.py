@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from calipy.cli.datastore import move_policies
 from calipy.cli.edit import merged, patched
-from calipy.cli.main import calipy
+from calipy.cli.main import COMMANDS, calipy
 from calipy.cli.session import Session
 from calipy.datastore import codec
 from calipy.datastore.client import Client
@@ -133,3 +133,11 @@ async def test_names_move_once_and_never_over_another_policy() -> None:
     await move_policies(Client(store))
     assert await store.get(old) is None
     assert await move_policies(Client(store)) == []
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_help(name: str) -> None:
+    """What the overview lists can be imported and explains itself."""
+    result = CliRunner().invoke(calipy, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
