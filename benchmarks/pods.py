@@ -27,7 +27,7 @@ from calipy.containerlab.mesh import NAMESPACE, TOPOLOGY, Mesh, Pod
 PLAIN = """
 name: benchplain
 topology:
-  defaults: {kind: linux, image: "calipy/plain:dev", network-mode: none}
+  defaults: {kind: linux, image: "calipy/plain:dev", network-mode: none, sysctls: {net.ipv4.ip_forward: "1"}}
   nodes:
     a: {exec: [ip addr replace 10.88.1.2/24 dev eth1, ip route replace default via 10.88.1.1]}
     n1: {exec: [ip addr replace 10.88.1.1/24 dev eth1, ip addr replace 10.88.2.2/24 dev eth2, ip route replace default via 10.88.2.1]}

@@ -2,7 +2,7 @@
 
     etcd ─► Syncer ─► Felix (graph, dataplane)      kernel
                  └──► Allocator's view of the pools and blocks
-    CLI, CNI ─► agent.sock ─► Workloads ─► PodNetwork ─► Allocator, veth, endpoint in etcd (back through the Syncer)
+    CLI, CNI ─► agent.sock ─► Workloads ─► PodNetwork ─► Allocator, veth, endpoint in etcd, and so back to the Syncer
 
 The agent starts whatever is missing: etcd unreachable, no address on any interface yet. It says so in ``/readiness`` and
 goes on trying. SIGTERM ends it and leaves routes, rules, sets and pods as they are.
@@ -11,10 +11,10 @@ goes on trying. SIGTERM ends it and leaves routes, rules, sets and pods as they 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from calipy import api_client, clock, log
@@ -30,7 +30,7 @@ from calipy.felix.daemon import Felix, FelixStatus
 from calipy.ipam.allocator import Allocator
 from calipy.node import host, startup, tunnels
 from calipy.node.health import Health, HealthServer
-from calipy.node.settings import NodeSettings
+from calipy.node.settings import NodeSettings, etcd_config
 
 logger = log.get("agent")
 
@@ -122,6 +122,7 @@ class Agent:
                 case InSync():
                     self.allocator.in_sync()
                     self._datastore_problem = ""
+                    gc.freeze()  # the cluster's objects stay: no collection need walk over them again
                 case Status(state="connected"):
                     self._datastore_problem = ""
                 case Status(detail=detail):
@@ -173,6 +174,4 @@ def felix_document(status: FelixStatus) -> dict[str, Any]:
 
 async def run(settings: NodeSettings, config_file: str | None) -> int:
     """Run the agent until it is told to stop; its exit status. Raises ``InvalidInputError`` for a bad configuration."""
-    path = Path(config_file) if config_file else None
-    etcd = EtcdConfig.from_environment(os.environ, config_file=path)
-    return await Agent(settings, etcd).run()
+    return await Agent(settings, etcd_config(config_file)).run()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from calipy.bgp import daemon
-from calipy.datastore.connect import EtcdConfig, connect
-from calipy.node.settings import NodeSettings
+from calipy.datastore.connect import connect
+from calipy.node.settings import NodeSettings, etcd_config
 from calipy.node.supervisor import SUPERVISED
 
 
@@ -17,8 +16,7 @@ async def run(settings: NodeSettings, config_file: str | None) -> int:
     Raises:
         CalipyError: a bad configuration, or another bgpd runs.
     """
-    path = Path(config_file) if config_file else None
-    store = connect(EtcdConfig.from_environment(os.environ, config_file=path))
+    store = connect(etcd_config(config_file))
     # Alone beside a real Felix nobody else writes the blackholes of our blocks: BIRD did, so we do.
     options = daemon.Options(router_id=settings.router_id, blackholes=SUPERVISED not in os.environ)
     return await daemon.main(store, settings.name, options)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 from calipy.datastore.client import Client
-from calipy.datastore.connect import EtcdConfig, connect
+from calipy.datastore.connect import connect
 from calipy.ipam.allocator import Allocator
 from calipy.node import host, tunnels
 from calipy.node import startup as node_startup
-from calipy.node.settings import NodeSettings
+from calipy.node.settings import NodeSettings, etcd_config
 
 
 @asynccontextmanager
 async def _client(config_file: str | None) -> AsyncIterator[Client]:
-    path = Path(config_file) if config_file else None
-    store = connect(EtcdConfig.from_environment(os.environ, config_file=path))
+    store = connect(etcd_config(config_file))
     try:
         yield Client(store)
     finally:

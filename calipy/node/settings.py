@@ -9,10 +9,13 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from calipy.errors import InvalidInputError
 from calipy.net import Family
+
+if TYPE_CHECKING:
+    from calipy.datastore.connect import EtcdConfig
 
 RUN_DIR = Path(os.environ.get("CALIPY_RUN_DIR", "/run/calipy"))
 """Sockets, pid files and locks of the local daemons."""
@@ -122,6 +125,17 @@ class NodeSettings:
             router_id=environ.get("CALICO_ROUTER_ID", ""),
             felix=felix,
         )
+
+
+def etcd_config(config_file: str | None) -> EtcdConfig:
+    """Where the daemons' datastore is: a file given on the command line, else the environment alone, as calico/node.
+
+    Raises:
+        InvalidInputError: naming the variable or key that cannot be used.
+    """
+    from calipy.datastore.connect import EtcdConfig  # noqa: PLC0415 - loads gRPC, which the supervisor must not
+
+    return EtcdConfig.from_file(Path(config_file)) if config_file else EtcdConfig.from_variables(os.environ)
 
 
 def node_name(environ: Mapping[str, str], *, lib_dir: Path = LIB_DIR) -> str:
