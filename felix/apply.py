@@ -39,6 +39,7 @@ _logger = log.get("felix.dataplane")
 
 _IPV6: Final = Path("/proc/sys/net/ipv6")
 _GENERATION_POLL: Final = 1.0
+_SET_SIZES_POLL: Final = 4.0
 _VERIFY_AFTER: Final = 0.2
 _LONGEST_POST_WRITE_CHECK: Final = 3600.0
 _RETRY_FIRST: Final = 0.1
@@ -123,6 +124,7 @@ class Dataplane:
         """Close sockets. The kernel's state stays as it is."""
         if self._iptables is not None:
             self._iptables.close()
+        self._ipsets.close()
         self._edges.close()
 
     def update(self, changes: Changes) -> None:
@@ -142,14 +144,11 @@ class Dataplane:
 
     def next_deadline(self) -> float | None:
         """When ``apply`` has something to do without being told, on the constructor's clock."""
-        timers = (
-            timer.deadline for timer in (self._generation, self._full, self._post_write, self._sets, self._routes)
-        )
         if not self._in_sync:
             return None
-        if self._backoff.deadline is not None:
-            return earliest(self._backoff.deadline, *timers)
-        return earliest(self._edges.next_deadline(), *timers)
+        timers = (self._generation, self._full, self._post_write, self._set_sizes, self._sets, self._routes)
+        urgent = self._edges.next_deadline() if self._backoff.deadline is None else self._backoff.deadline
+        return earliest(urgent, *(timer.deadline for timer in timers))
 
     async def apply(self) -> ApplyReport:
         """Bring the kernel to what ``update`` said, and put right what has drifted and is due to be looked at.
@@ -158,10 +157,10 @@ class Dataplane:
         """
         started = self._clock()
         report = ApplyReport()
-        pending, self._pending = self._pending, []
         try:
-            for changes in pending:
-                await self._take(changes, started)
+            while self._pending:
+                await self._take(self._pending[0], started)
+                self._pending.pop(0)
             if not self._in_sync:
                 return report
             await self._apply(report, started)
@@ -224,6 +223,11 @@ class Dataplane:
         """State of every local endpoint."""
         known = (*self._endpoints, *self._unusable)
         return {identity: status for identity in known if (status := self.endpoint_status(identity))}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is not wrong in itself but will surprise the pods."""
+        return self._edges.warnings
 
     @property
     def _families(self) -> tuple[Family, ...]:
@@ -295,7 +299,11 @@ class Dataplane:
             self._set_table = self._set_table.resized(config.max_ipset_size, config.external_nodes)
             self._ipsets.set_table(self._set_table)
         self._edges.reconfigure(config, now)
-        await self._build()
+        try:
+            await self._build()
+        except KernelError:
+            self.config = old
+            raise
 
     async def _build(self) -> None:
         """Make everything that depends on the parameters, from what is known so far."""
@@ -363,10 +371,11 @@ class Dataplane:
             await iptables.read()
         elif due:
             report.drift += await iptables.read()
-        if self._sets.take(now):
+        sizes_differ = self._set_sizes.take(now) and self._ipsets.others_wrote()
+        if self._sets.take(now) or sizes_differ:
             report.drift += await self._ipsets.read()
         if self._routes.take(now):
-            self._edges.resync()
+            self._edges.recheck()
 
     def _start_timers(self) -> None:
         now, config = self._clock(), self.config
@@ -374,6 +383,7 @@ class Dataplane:
         self._generation = Timer(_GENERATION_POLL if self.backend == "nft" else 0, now)
         self._full = Timer(config.iptables_refresh, now)
         self._post_write = Timer(0, now)
+        self._set_sizes = Timer(_SET_SIZES_POLL, now)
         self._sets = Timer(config.ipsets_refresh, now)
         self._routes = Timer(config.route_refresh, now)
 

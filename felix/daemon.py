@@ -57,6 +57,7 @@ class FelixStatus:
         errors: what it could not do; each is tried again.
         endpoints: state of each local endpoint.
         drift: the last differences that others caused in the kernel and that were put right.
+        warnings: what is not wrong in itself but will surprise the pods.
     """
 
     in_sync: bool
@@ -69,6 +70,7 @@ class FelixStatus:
     errors: tuple[str, ...]
     endpoints: Mapping[EndpointID, EndpointStatus] = field(default_factory=dict)
     drift: tuple[Difference, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Felix:
@@ -152,6 +154,7 @@ class Felix:
             errors=errors,
             endpoints=self._dataplane.endpoints() if self._started else {},
             drift=tuple(self._dataplane.recent_drift),
+            warnings=tuple(self._dataplane.warnings) if self._started else (),
         )
 
     async def wait_programmed(self, endpoint_id: EndpointID, timeout: float, *, nets: Iterable[str] = ()) -> bool:

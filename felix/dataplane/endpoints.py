@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from calipy import log
-from calipy.errors import KernelError
+from calipy.errors import InvalidInputError, KernelError
 from calipy.felix.config import FelixConfig
 from calipy.felix.dataplane import conntrack
 from calipy.felix.delta import Difference
@@ -19,14 +19,15 @@ from calipy.felix.messages import WorkloadEndpoint
 from calipy.felix.ownership import owns_route
 from calipy.felix.routing import Routing
 from calipy.kernel import sysctl
-from calipy.kernel.links import Link, Links, Neighbour
+from calipy.kernel.links import Link, Links, Neighbour, parse_mac
 from calipy.kernel.monitor import LinkEvent, RouteEvent
 from calipy.kernel.netlink import NetlinkSocket
 from calipy.kernel.routes import RouteFailure, RouteTable, matches
-from calipy.net import PROTO_BGP, Prefix, Route
+from calipy.net import POD_GATEWAY, PROTO_BGP, Prefix, Route
 
 _logger = log.get("felix.endpoints")
 
+_GATEWAY: Final = ipaddress.ip_address(POD_GATEWAY)
 _PROTO_KERNEL: Final = 2
 _MAIN_TABLE: Final = 254
 _SOON: Final = 3.0
@@ -59,6 +60,7 @@ class Endpoints:
         self._unsettled: set[str] = set()
         self._settling: set[str] = set()
         self._failed = False
+        self.warnings: list[str] = []
         self._own_deletions: Counter[tuple[Prefix, int]] = Counter()
         self._read_at: float | None = float("-inf")
         self._read_before = False
@@ -120,6 +122,9 @@ class Endpoints:
             self._own_deletions[event.dst, event.protocol] -= 1
             return False
         want = self._routing.desired(event.dst)
+        if event.dst.prefixlen == 0:  # pods need it, see _check_gateway
+            self._read_soon(now)
+            return False
         if want is None and not event.gone:  # perhaps a stray route to a pod; perhaps the CNI plugin's
             self._read_soon(now)
             return False
@@ -131,6 +136,11 @@ class Endpoints:
     def resync(self) -> None:
         """Have the next ``write`` read everything first."""
         self._read_at = float("-inf")
+
+    def recheck(self) -> None:
+        """Have the next ``write`` look at everything: routes, and each interface's sysctls and neighbours."""
+        self._unconfigured |= self._endpoints.keys()
+        self.resync()
 
     def next_deadline(self) -> float | None:
         """When ``write`` has something to do without any event, on the clock of ``now``."""
@@ -167,7 +177,7 @@ class Endpoints:
             self._read_interfaces()
         self._settling, self._unsettled = self._settling | self._unsettled, set()
         self._failed = False
-        self._configure_interfaces()
+        drift += self._configure_interfaces()
         await self._write_routes()
         self._settling = set()
         if self._failed or self._problems:
@@ -182,6 +192,7 @@ class Endpoints:
         waiting = frozenset(self._routing.dirty)
         links, routes = await asyncio.to_thread(lambda: (self._links.list_links(), self._table.dump()))
         self._read_at = None
+        self._check_gateway()
         self._unread.clear()
         self._own_deletions.clear()
         self._actual = _by_destination(route for route in routes if self._owns(route))
@@ -264,19 +275,28 @@ class Endpoints:
                 if route.next_hops:
                     self._problems[route.next_hops[0].interface] = f"route {route.dst}: {failure.reason}"
 
-    def _configure_interfaces(self) -> None:
+    def _configure_interfaces(self) -> list[Difference]:
+        """Sysctls and neighbours; returns the sysctls of settled interfaces that somebody has changed."""
         done = set()
+        drift: list[Difference] = []
         neighbours: list[Neighbour] = []
         for interface in sorted(self._unconfigured & self._up.keys()):
             endpoint = self._endpoints[interface]
             try:
-                self._write_sysctls(interface, endpoint)
+                changed = self._write_sysctls(interface, endpoint)
             except KernelError as error:
                 self._problems[interface] = str(error)
                 continue
             self._problems.pop(interface, None)
+            if interface not in self._settling:
+                drift += changed
             done.add(interface)
             if endpoint.mac and endpoint.admin_up:
+                try:
+                    parse_mac(endpoint.mac)
+                except InvalidInputError as error:
+                    self._problems[interface] = str(error)
+                    continue
                 addresses = (ipaddress.ip_network(net).network_address for net in endpoint.nets)
                 neighbours += (Neighbour(interface, a, endpoint.mac) for a in addresses if isinstance(a, IPv4Address))
         for entry, code in zip(neighbours, self._links.set_neighbours(neighbours), strict=True):
@@ -284,33 +304,51 @@ class Endpoints:
                 self._problems[entry.interface] = f"neighbour {entry.address}: {errno.errorcode.get(code, code)}"
                 done.discard(entry.interface)
         self._unconfigured -= done
+        return drift
 
-    def _write_sysctls(self, interface: str, endpoint: WorkloadEndpoint) -> None:
+    def _write_sysctls(self, interface: str, endpoint: WorkloadEndpoint) -> list[Difference]:
         """Felix's list. The strict check of source addresses is the rule in the raw table, not ``rp_filter``."""
         spoofing = bool(endpoint.spoof_prefixes and self._config.spoofing_allowed)
         rp_filter = "0" if spoofing else sysctl.read("net/ipv4/conf/default/rp_filter")
-        _settle(f"net/ipv4/conf/{interface}/route_localnet", "1")
+        changed = _settle(f"net/ipv4/conf/{interface}/route_localnet", "1")
         try:
-            _settle(f"net/ipv4/neigh/{interface}/proxy_delay", "0")
+            changed += _settle(f"net/ipv4/neigh/{interface}/proxy_delay", "0")
         except KernelError as error:
             _logger.debug("cannot make proxy ARP answer at once", interface=interface, error=str(error))
-        _settle(f"net/ipv4/conf/{interface}/proxy_arp", "1")
-        _settle(f"net/ipv4/conf/{interface}/forwarding", "1")
-        _settle(f"net/ipv4/conf/{interface}/rp_filter", rp_filter)
+        changed += _settle(f"net/ipv4/conf/{interface}/proxy_arp", "1")
+        changed += _settle(f"net/ipv4/conf/{interface}/forwarding", "1")
+        changed += _settle(f"net/ipv4/conf/{interface}/rp_filter", rp_filter)
         if not self._config.ipv6_support:
-            return
+            return changed
         try:
-            _settle(f"net/ipv6/conf/{interface}/accept_ra", "0")
-            _settle(f"net/ipv6/conf/{interface}/proxy_ndp", "1")
-            _settle(f"net/ipv6/conf/{interface}/forwarding", "1")
+            changed += _settle(f"net/ipv6/conf/{interface}/accept_ra", "0")
+            changed += _settle(f"net/ipv6/conf/{interface}/proxy_ndp", "1")
+            changed += _settle(f"net/ipv6/conf/{interface}/forwarding", "1")
         except KernelError:
             if any(":" in net for net in endpoint.nets):
                 raise
+        return changed
+
+    def _check_gateway(self) -> None:
+        """Proxy ARP answers for the pods' gateway only if the node has a route for it, normally its default route."""
+        self.warnings = []
+        if not any(":" not in net for endpoint in self._endpoints.values() for net in endpoint.nets):
+            return
+        try:
+            self._table.lookup(_GATEWAY)
+        except KernelError:
+            self.warnings = [
+                f"no route to {_GATEWAY}, so this node does not answer for the pods' gateway: add a default route"
+            ]
 
 
-def _settle(key: str, value: str) -> None:
-    if sysctl.read(key) != value:
-        sysctl.write(key, value)
+def _settle(key: str, value: str) -> list[Difference]:
+    """Write a sysctl unless it has the value; what it was instead."""
+    found = sysctl.read(key)
+    if found == value:
+        return []
+    sysctl.write(key, value)
+    return [Difference("sysctl", key, value, found)]
 
 
 def _by_destination(routes: Iterable[Route]) -> dict[Prefix, tuple[Route, ...]]:

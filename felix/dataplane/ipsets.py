@@ -1,13 +1,20 @@
-"""The ip set edge: one ``ipset restore`` a flush, reading back, and destroying what no rule uses any more."""
+"""The ip set edge: one ``ipset restore`` a flush, reading back, and destroying what no rule uses any more.
+
+The kernel tells nobody of changes to sets. Their sizes can be had in one netlink exchange (6 us a set), so that
+missing sets, flushes and lost members are noticed within seconds; reading all members is for the refresh.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 from typing import Final
 
 from calipy import log
 from calipy.errors import KernelError
+from calipy.felix.dataplane.nfnetlink import HEADER_SIZE, NetfilterSocket
 from calipy.felix.delta import Difference
 from calipy.felix.sets import (
     KernelSet,
@@ -18,13 +25,19 @@ from calipy.felix.sets import (
     record_sets,
     unwanted_sets,
 )
-from calipy.kernel import process
+from calipy.kernel import netlink, process
 
 _logger = log.get("felix.ipsets")
 
 _ATTEMPTS: Final = 10
 _FIRST_DELAY: Final = 0.001
 _TIMEOUT: Final = 60.0
+_LIST: Final = 6 << 8 | 7
+_PROTOCOL: Final = netlink.attribute(1, b"\x06")
+_HEADERS_ONLY: Final = netlink.attribute(6, struct.pack("!I", 4))
+_SETNAME: Final = 2
+_DATA: Final = 7
+_ELEMENTS: Final = 24
 _ERROR_LINE: Final = re.compile(r"Error in line (\d+)")
 
 
@@ -35,6 +48,26 @@ class IPSets:
         """Nothing is read or written yet; the owner changes ``table`` between calls."""
         self._table = table
         self._actual: dict[str, KernelSet] | None = None
+        self._socket = NetfilterSocket()
+
+    def close(self) -> None:
+        """Close the netlink socket; nothing in the kernel changes."""
+        self._socket.close()
+
+    def others_wrote(self) -> bool:
+        """Whether a set of ours is missing, or has another number of members than we gave it. Linear in the sets.
+
+        Raises:
+            KernelError: the kernel refused.
+        """
+        if self._actual is None:
+            return False
+        sizes: dict[bytes, int] = {}
+        for body in self._socket.dump("list ip sets", _LIST, socket.AF_INET, _PROTOCOL + _HEADERS_ONLY):
+            found = netlink.attributes(body, HEADER_SIZE)
+            size = netlink.attributes(found[_DATA])[_ELEMENTS]
+            sizes[found[_SETNAME][:-1]] = int.from_bytes(size, "big")
+        return any(sizes.get(name.encode()) != len(known.members) for name, known in self._actual.items())
 
     def set_table(self, table: SetTable) -> None:
         """Exchange the desired state as a whole."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
+import random
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 
 from calipy.felix.dataplane.nftables import NftablesReader
-from calipy.felix.messages import IPSet, Match, PortRange, Rule
+from calipy.felix.messages import EndpointID, IPSet, Match, PortRange, Rule, TierInfo, WorkloadEndpoint
 from calipy.kernel import sysctl
 from calipy.net import PROTO_FELIX, PROTO_WORKLOAD
 from tests.support.felix import ALLOW_ALL, FelixProcess, Node, Pod, pings, policy, reaches, tier, until
@@ -190,6 +193,100 @@ def test_legacy_damage_is_noticed_by_the_post_write_check(node: Node) -> None:
     wanted = _rules(node.rules("legacy"))
     node.ns.run("iptables-legacy", "-F")
     until(lambda: _rules(node.rules("legacy")) == wanted)
+
+
+@BACKENDS
+def test_killed_at_any_moment_it_neither_opens_nor_loses(node: Node, backend: str) -> None:
+    """SIGKILL in the middle of applies: what is allowed passes, what is not does not, and in the end all is right."""
+    felix = node.felix(IptablesBackend=backend)
+    server, client = programmed(node, felix)
+    generator = random.Random(backend)
+    verdicts: list[tuple[bool, bool]] = []
+    stop = threading.Event()
+
+    def probe() -> None:
+        while not stop.is_set():
+            allowed = reaches(client.ns, server.address, 80, timeout=2)
+            verdicts.append((allowed, reaches(client.ns, server.address, 81, timeout=0.02)))
+
+    prober = threading.Thread(target=probe)
+    prober.start()
+    for round_ in range(6):
+        felix.kill()
+        felix = node.felix(IptablesBackend=backend)
+        send(felix, [server, client])
+        extra = policy(f"extra{round_}", [Rule("deny", src=Match(ip_sets=(f"s:{round_}",)))] * 20)
+        ghosts = [ghost(number, tier(extra)) for number in range(30)]
+        felix.send(
+            ip_sets={f"s:{round_}": IPSet(f"s:{round_}", "net", frozenset({"192.0.2.1"}))},
+            policies={extra.id: extra},
+            endpoints={item.id: item for item in ghosts},
+        )
+        time.sleep(generator.uniform(0, 0.25))
+    send(felix, [server, client])
+    felix.settle()
+    stop.set()
+    prober.join()
+    assert len(verdicts) > 20
+    assert set(verdicts) == {(True, False)}
+    assert "cali-pi-gnp/extra4" not in node.rules(backend)
+    until(lambda: "cali40s:4" not in node.ns.run("ipset", "list", "-n"))
+
+
+def ghost(number: int, *tiers: TierInfo) -> WorkloadEndpoint:
+    """An endpoint whose interface is not there."""
+    identity = EndpointID("k8s", f"ns1/ghost{number}", "eth0")
+    return WorkloadEndpoint(identity, f"calighost{number}", "", (f"10.65.1.{number}/32",), tiers, ("open",))
+
+
+def test_endpoints_that_cannot_be_are_reported_and_touch_nothing(node: Node) -> None:
+    """An interface of the node itself, an impossible name, a MAC that is none: an error each, and the others work."""
+    felix = node.felix()
+    server, client = programmed(node, felix)
+    bad_mac = node.pod()
+    thief = dataclasses.replace(ghost(1), interface="eth0")
+    inject = dataclasses.replace(ghost(2), interface="cali1 -j ACCEPT")
+    felix.send(endpoints={thief.id: thief, inject.id: inject, bad_mac.id: bad_mac.endpoint(mac="nonsense")})
+    status = until(lambda: (s := felix.status()).endpoints.get(bad_mac.id) and s)
+    states = {identity.workload: found for identity, found in status.endpoints.items()}
+    assert states["ns1/ghost1"].state == states["ns1/ghost2"].state == "error"
+    assert "eth0" in states["ns1/ghost1"].cause
+    assert until(lambda: felix.status().endpoints[bad_mac.id].state == "error")
+    assert node.ns.call(_sysctl, "net/ipv4/conf/eth0/proxy_arp") == "0"
+    assert reaches(client.ns, server.address, 80)
+
+
+def test_flushed_and_deleted_sets_are_noticed_by_their_size(node: Node) -> None:
+    """Long before the refresh, and without anybody reading all members all the time."""
+    felix = node.felix()
+    server, client = programmed(node, felix)
+    node.ns.run("ipset", "flush", "cali40s:x")
+    assert not reaches(client.ns, server.address, 80)
+    until(lambda: reaches(client.ns, server.address, 80), timeout=6)
+    assert [item.name for item in felix.status().drift] == ["cali40s:x"]
+
+
+def test_changed_sysctls_are_put_right_at_the_refresh(node: Node) -> None:
+    """And reported, with what was found."""
+    felix = node.felix(RouteRefreshInterval="1")
+    server, client = programmed(node, felix)
+    del client
+    key = f"net/ipv4/conf/{server.interface}/proxy_arp"
+    node.ns.call(_sysctl, key, "0")
+    until(lambda: node.ns.call(_sysctl, key) == "1")
+    drift = until(lambda: felix.status().drift)
+    assert [(item.place, item.name, item.found) for item in drift] == [("sysctl", key, "0")]
+
+
+def test_a_node_without_a_default_route_says_so(node: Node) -> None:
+    """Nobody answers for the pods' gateway then: a warning, which goes away with the cause."""
+    felix = node.felix()
+    node.ns.run("ip", "route", "del", "default")
+    programmed(node, felix)
+    assert "169.254.1.1" in " ".join(felix.status().warnings)
+    node.ns.run("ip", "route", "add", "default", "via", "172.16.0.2")
+    until(lambda: not felix.status().warnings)
+    assert felix.status().ready
 
 
 def test_deleted_set_members_come_back_at_the_refresh(node: Node) -> None:
