@@ -28,8 +28,8 @@ class ChannelClosedError(Exception):
     """The conversation is over: the relay has gone."""
 
 
-class SpeakerHungError(ChannelClosedError):
-    """ExaBGP runs and does not do what it is told: it must be restarted."""
+class SpeakerUnusableError(ChannelClosedError):
+    """ExaBGP runs but hangs, refuses, or has the wrong settings: it must be restarted."""
 
 
 class Channel:
@@ -99,7 +99,7 @@ class Channel:
         """Ask a question, alone; the lines of the answer in order.
 
         Raises:
-            ChannelClosedError: the relay has gone, or (``SpeakerHungError``) there is no answer.
+            ChannelClosedError: the relay has gone, or (``SpeakerUnusableError``) there is no answer.
         """
         async with self._lock:
             self._answers = []
@@ -141,7 +141,7 @@ class Channel:
             except TimeoutError:
                 if self._heard != before:
                     continue
-                raise SpeakerHungError(f"ExaBGP has not answered for {ANSWER_SECONDS:.0f} s") from None
+                raise SpeakerUnusableError(f"ExaBGP has not answered for {ANSWER_SECONDS:.0f} s") from None
             if ack is None:
                 self._acks.put_nowait(None)
                 raise ChannelClosedError("the relay has gone")

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from calipy import clock, log
 from calipy.bgp.adj_rib_out import AdjRibOut
 from calipy.bgp.exabgp import commands, config
-from calipy.bgp.exabgp.channel import Channel, ChannelClosedError, ChannelServer, SpeakerHungError
+from calipy.bgp.exabgp.channel import Channel, ChannelClosedError, ChannelServer, SpeakerUnusableError
 from calipy.bgp.exabgp.config import SpeakerSession
 from calipy.bgp.exabgp.events import Event, Neighbour, NeighbourTable, ShownRoute
 from calipy.bgp.exabgp.process import Paths, SpeakerProcess, install
@@ -181,7 +181,7 @@ class Speaker:
             channel = connection.result()
             try:
                 await self._converse(channel, ended)
-            except SpeakerHungError:
+            except SpeakerUnusableError:
                 raise
             except ChannelClosedError as error:
                 if ended.done():
@@ -202,6 +202,8 @@ class Speaker:
         try:
             while True:
                 self._wake.clear()
+                if self._process is not None and self._process.environment != self._environment:
+                    raise SpeakerUnusableError("its settings have changed")
                 if self._reload_due() and self._reload_delay() <= 0:
                     self._reloading = True
                     await self._reload(channel)
@@ -283,7 +285,7 @@ class Speaker:
             if await self._confirmed(channel, wanted):
                 break
         else:
-            raise SpeakerHungError("ExaBGP does not take up its configuration")
+            raise SpeakerUnusableError("ExaBGP does not take up its configuration")
         for peer in wanted.keys() | loaded.keys():
             if wanted.get(peer) != loaded.get(peer):
                 self._out.forget(peer)
@@ -302,7 +304,7 @@ class Speaker:
         for answer in await channel.ask(commands.SHOW_NEIGHBOURS):
             if isinstance(answer, NeighbourTable):
                 return answer.neighbours
-        raise SpeakerHungError("ExaBGP does not show its neighbours")
+        raise SpeakerUnusableError("ExaBGP does not show its neighbours")
 
     # Announcements
 

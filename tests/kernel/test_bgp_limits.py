@@ -1,0 +1,108 @@
+"""ExaBGP's hard limits: we stay clear of them, and heal where something else ran into them."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from calipy.bgp.exabgp.process import Paths
+from calipy.datastore.resources import BGPPassword
+from calipy.datastore.resources import SecretKeySelector as Secret
+from tests.kernel.test_bgp_mesh import tor
+from tests.kernel.test_bgp_restart import pair
+from tests.support.bgp import BgpLab, BgpNode, Pinger, eventually, eventually_is
+
+pytestmark = pytest.mark.kernel
+
+
+def relay_of(node: BgpNode) -> int:
+    """Process id of the relay, 0 if there is none."""
+    children = Path(f"/proc/{node.exabgp()}/task/{node.exabgp()}/children").read_text().split()
+    return int(children[0]) if children else 0
+
+
+def test_a_killed_relay_costs_nothing(bgp_lab: BgpLab) -> None:
+    """ExaBGP starts the relay again, bgpd reads everything back, and no session notices."""
+    n1, n2 = pair(bgp_lab)
+    exabgp, relay = n1.exabgp(), relay_of(n1)
+    os.kill(relay, signal.SIGKILL)
+    eventually("another relay", lambda: relay_of(n1) not in (0, relay))
+    bgp_lab.block("10.244.3.0/26", "n2")
+    bgp_lab.block("10.244.4.0/26", "n1")
+    eventually("n1 still learns", lambda: "10.244.3.0/26" in n1.gateways())
+    eventually("n1 still tells", lambda: "10.244.4.0/26" in n2.gateways())
+    assert n1.exabgp() == exabgp
+    assert (n1.peers()[n2.address]["flaps"], n2.peers()[n1.address]["flaps"]) == (0, 0)
+
+
+def test_a_hung_exabgp_is_replaced(bgp_lab: BgpLab) -> None:
+    """The watchdog notices an ExaBGP that does not answer and starts another; packets go on."""
+    n1, n2 = pair(bgp_lab)
+    ping = Pinger(n1.ns, "10.244.2.1", bgp_lab.directory / "ping", interval=0.05)
+    exabgp = n1.exabgp()
+    os.kill(exabgp, signal.SIGSTOP)
+    eventually("another ExaBGP", lambda: n1.exabgp() not in (0, exabgp), timeout=30)
+    eventually("session is back", lambda: n1.up(n2.address) and n2.up(n1.address))
+    eventually_is("routes", {"10.244.2.0/26": (n2.address,)}, n1.gateways)
+    assert ping.stop()[1] == 0
+
+
+def test_a_configuration_somebody_broke_is_mended(bgp_lab: BgpLab) -> None:
+    """A reload of a broken file takes ExaBGP's API away; bgpd gets it back with the right file and all routes."""
+    n1, n2 = pair(bgp_lab)
+    file = Paths(n1.directory / "exabgp").configuration
+    file.write_text("nonsense {\n")
+    os.kill(n1.exabgp(), signal.SIGUSR1)
+    bgp_lab.block("10.244.3.0/26", "n2")
+    eventually("n1 learns again", lambda: "10.244.3.0/26" in n1.gateways(), timeout=40)
+    eventually("session is back", lambda: n1.up(n2.address) and n1.status()["ready"])
+    assert file.read_text().startswith("process api")
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_another_listen_port_needs_another_exabgp(bgp_lab: BgpLab) -> None:
+    """The port is a setting of the process: it is restarted, and peers dial the new port."""
+    n1, n2 = pair(bgp_lab)
+    before = n1.exabgp()
+    bgp_lab.configuration(listen_port=1790)
+    eventually("another ExaBGP", lambda: n1.exabgp() not in (0, before), timeout=30)
+    eventually("sessions on the new port", lambda: n1.up(n2.address) and n2.up(n1.address), timeout=60)
+    assert ":1790" in n1.ns.run("ss", "-Htn", "state", "established")
+
+
+def test_md5(bgp_lab: BgpLab) -> None:
+    """With the right key the session comes up, without a key file it is not even tried, and the key is never shown."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.block("10.244.1.0/26", "n1")
+    secret = BGPPassword(secret_key_ref=Secret(name="bgp", key="tor"))
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500, password=secret)
+    n1 = bgp_lab.node("n1", "10.77.1.1/24")
+    key = 'p"w;{}'
+    configuration = tor({"n1": n1.address}).replace("local as 64500;", "local 10.77.1.254 as 64500;")
+    bird = bgp_lab.bird(bgp_lab.fabric, configuration.replace("multihop 2;", 'multihop 2; password "p\'w;{}";'))
+    eventually("the missing file is named", lambda: "secrets/bgp/tor" in str(n1.status().get("problems")))
+    assert n1.peers() == {}
+    secrets = n1.directory / "secrets" / "bgp"
+    secrets.mkdir(parents=True)
+    (secrets / "tor").write_text(key.replace('"', "'") + "\n")
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500, password=secret, keepalive_time="20s")
+    eventually("session with a key", lambda: n1.up("10.77.1.254"))
+    eventually("bird has the block", lambda: "10.244.1.0/26" in bird.routes())
+    assert key not in n1.told() + str(n1.status())
+
+
+def test_a_flood_of_routes_meets_its_limit(bgp_lab: BgpLab) -> None:
+    """A peer that sends more than its limit is cut off there; other sessions and routes stay."""
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500)
+    n1, n2 = pair(bgp_lab)
+    flood = "\n".join(f"route 20.{i >> 8}.{i & 255}.0/24 blackhole;" for i in range(60_000))
+    configuration = tor({"n1": n1.address}, export="where source = RTS_STATIC", static=flood)
+    bgp_lab.bird(bgp_lab.fabric, configuration.replace("local as 64500;", "local 10.77.1.254 as 64500;"))
+    eventually("the limit is met", lambda: n1.peers().get("10.77.1.254", {}).get("refused_by_limit", 0) > 0, timeout=60)
+    eventually("no more than the limit", lambda: n1.peers()["10.77.1.254"]["paths"] == 50_000, timeout=30)
+    assert n1.up(n2.address, "10.77.1.254")
+    assert n1.peers()[n2.address]["flaps"] == 0
+    assert "10.244.2.0/26" in n1.gateways()
