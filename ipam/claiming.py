@@ -5,11 +5,10 @@ Source: libcalico-go/lib/ipam/ipam.go (ClaimAffinity, ReleaseAffinity, ReleaseHo
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Iterable
 from typing import Any
 
-from calipy.datastore.ipam import Block, BlockAffinity
+from calipy.datastore.ipam import Block, BlockAffinity, network_of
 from calipy.datastore.keys import BlockAffinityKey, BlockKey, IPAMHostKey, Key
 from calipy.ipam import affinity
 from calipy.ipam import block as blocks
@@ -91,7 +90,7 @@ async def release(session: Session, network: Prefix, *, must_be_empty: bool) -> 
     _pool_around(network, session.view.pools)
     family: Family = 4 if network.version == 4 else 6
     await session.need_affinities(family)
-    mine = [ipaddress.ip_network(cidr) for cidr in session.view.affinities(family)]
+    mine = [network_of(cidr) for cidr in session.view.affinities(family)]
     inside = [block for block in mine if block.prefixlen >= network.prefixlen and block.network_address in network]
     ordered = sorted(inside, key=lambda block: int(block.network_address))
     keys = [session.environment.affinity_key(str(block)) for block in ordered]

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from calipy.datastore.ipam import Block, Handle
+from calipy.datastore.ipam import Block, Handle, network_of
 from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, IPAMConfigKey, Key, ResourceKey
 from calipy.ipam import affinity, handle
 from calipy.ipam import block as blocks
@@ -211,7 +211,7 @@ async def _keep_affinities_consistent(session: Session, cidrs: Sequence[str]) ->
         await session.need_pools()
         node = ResourceKey("Node", host)
         await session.need(node)
-        pool = poolmath.enclosing(session.view.pools, ipaddress.ip_network(cidr))
+        pool = poolmath.enclosing(session.view.pools, network_of(cidr))
         resource = session.known(node).value
         if pool is None or resource is None or pool.selects_node(resource.metadata.labels):
             continue

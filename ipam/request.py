@@ -32,6 +32,11 @@ class Request:
     namespace_labels: Mapping[str, str] = field(default_factory=dict)
     max_blocks: int = 0
 
+    @property
+    def unique(self) -> bool:
+        """No other request stores the same attributes: they tell the time in nanoseconds, as those of pods do."""
+        return self.handle_id is not None and "timestamp" in self.attributes
+
 
 @dataclass(slots=True)
 class FamilyAssignment:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,15 +26,18 @@ from calipy.datastore.keys import (
     affinity_prefix,
     blocks_prefix,
     parse,
-    path,
     resource_prefix,
 )
+from calipy.datastore.keys import path as make_path
 from calipy.datastore.store import Compare, Delete, Get, KeyValue, Operation, Put, Store
 from calipy.errors import UnavailableError, UndecodableError
 from calipy.ipam.errors import TooManyConflictsError
 from calipy.ipam.pools import Start
 from calipy.ipam.view import ABSENT, Known, View
 from calipy.net import Family
+
+path = functools.lru_cache(maxsize=8192)(make_path)
+"""Paths, remembered: a host writes the same few keys all the time."""
 
 MAX_TRIES = 100
 """As often as Calico tries before it gives up."""
@@ -137,6 +141,8 @@ class Session:
 
     async def need_selection(self, family: Family) -> None:
         """Read what choosing a pool takes: settings, node, pools, reservations and the owner's affinities."""
+        if self.is_live and self.view.has("everything"):
+            return
         owner, kind = self.environment.owner, self.environment.affinity_type
         await asyncio.gather(
             self.need(IPAMConfigKey(), *([ResourceKey("Node", owner)] if kind == "host" else [])),
@@ -188,12 +194,16 @@ class Session:
         if self._watched is not None and not self.is_live and self._watched.wants(key):
             self._watched.note(key, value, revision=revision, seen=seen)
 
-    async def commit(self, changes: Mapping[Key, Any], *, guards: Iterable[Key] = ()) -> bool:
+    async def commit(
+        self, changes: Mapping[Key, Any], *, guards: Iterable[Key] = (), recognisable: bool = True
+    ) -> bool:
         """Write all changes in one transaction, if everything they were decided from is still so.
 
         Args:
             changes: key → new value, or None to delete it. Each is guarded with what is known of it.
             guards: further keys that must not have changed.
+            recognisable: if the blocks are found as they were to be written, it does not matter who wrote them. Not so
+                for an assignment, unless its attributes occur in no other request.
 
         Returns:
             True if written; the view knows the new values. False if somebody was faster; the view knows the present
@@ -212,7 +222,7 @@ class Session:
         try:
             result = await self._store.txn(compares, then, reads)
         except UnavailableError:
-            if not await self._was_written(encoded):
+            if not recognisable or not await self._was_written(encoded):
                 raise
             return True
         if not result.succeeded:
@@ -224,7 +234,7 @@ class Session:
         return True
 
     async def _was_written(self, encoded: Mapping[Key, bytes]) -> bool:
-        """Look whether a write of unknown outcome was done. Only a block's text is proof: its number never repeats."""
+        """Look whether a write of unknown outcome was done: whether the blocks are what they should have become."""
         blocks = {key: text for key, text in encoded.items() if isinstance(key, BlockKey)}
         if not blocks:
             return False

@@ -110,7 +110,7 @@ class Block(
     @property
     def network(self) -> Prefix:
         """``cidr`` as a value."""
-        return _network(self.cidr)
+        return network_of(self.cidr)
 
     @property
     def family(self) -> Family:
@@ -296,14 +296,15 @@ def encode_config(config: IPAMConfig) -> bytes:
 
 
 @functools.lru_cache(maxsize=65536)
-def _network(cidr: str) -> Prefix:
+def network_of(cidr: str) -> Prefix:
+    """The CIDR of a block as a value; remembered, since the same few are asked for all the time."""
     return ipaddress.ip_network(cidr)
 
 
 def block_size(cidr: str, *, key: str = "") -> int:
     """How many addresses a block of this CIDR has. Raises ``UndecodableError`` for what cannot be a block."""
     try:
-        network = _network(cidr)
+        network = network_of(cidr)
     except ValueError as error:
         raise UndecodableError(str(error), key=key, field="cidr", value=cidr) from error
     if network.max_prefixlen - network.prefixlen > 16:

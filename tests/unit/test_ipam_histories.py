@@ -165,7 +165,8 @@ class World:
         match step.call:
             case "assign":
                 handle = self._new_handle(host)
-                done = await allocator.auto_assign(num4=step.number, handle_id=handle, attributes={"node": host})
+                attributes = {"node": host, "timestamp": str(self.clock.nanoseconds())}
+                done = await allocator.auto_assign(num4=step.number, handle_id=handle, attributes=attributes)
                 for address in done.ipv4:
                     self._promise(address, handle)
             case "more":

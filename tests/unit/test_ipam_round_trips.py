@@ -161,8 +161,20 @@ async def test_an_answer_that_got_lost_is_looked_up() -> None:
     await cluster(store, pools=POOLS)
     faulty = FaultyStore(store, 1, "after", lambda: UnavailableError("no answer"), for_good=False)
     allocator = Allocator(faulty, "n1")
-    got = (await allocator.auto_assign(num4=1, handle_id="h")).ipv4
+    attributes = {"node": "n1", "timestamp": "2026-08-01 09:00:03.120000001 +0000 UTC"}
+    got = (await allocator.auto_assign(num4=1, handle_id="h", attributes=attributes)).ipv4
     assert await allocator.ips_by_handle("h") == got
+
+
+async def test_an_assignment_that_looks_like_another_is_not_taken_for_done() -> None:
+    """Without a time of its own in the attributes nobody can tell whose the address is: the caller has to clean up."""
+    store = MemoryStore()
+    await cluster(store, pools=POOLS)
+    faulty = FaultyStore(store, 1, "after", lambda: UnavailableError("no answer"), for_good=False)
+    allocator = Allocator(faulty, "n1")
+    with pytest.raises(UnavailableError):
+        await allocator.auto_assign(num4=1, handle_id="h", attributes={"node": "n1"})
+    assert len(await allocator.release_by_handle("h")) == 1
 
 
 async def test_a_write_that_was_not_done_is_reported() -> None:
