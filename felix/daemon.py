@@ -58,6 +58,8 @@ class FelixStatus:
         endpoints: state of each local endpoint.
         drift: the last differences that others caused in the kernel and that were put right.
         warnings: what is not wrong in itself but will surprise the pods.
+        applied_revision: everything that the datastore held at this revision has been brought into the kernel without
+            an error; 0 before the first time.
     """
 
     in_sync: bool
@@ -71,6 +73,7 @@ class FelixStatus:
     endpoints: Mapping[EndpointID, EndpointStatus] = field(default_factory=dict)
     drift: tuple[Difference, ...] = ()
     warnings: tuple[str, ...] = ()
+    applied_revision: int = 0
 
 
 class Felix:
@@ -101,12 +104,17 @@ class Felix:
         self._in_sync = False
         self._datastore = ""
         self._started = False
+        self._received_revision = 0
+        self._flushed_revision = 0
+        self._applied_revision = 0
         self._last: ApplyReport | None = None
         self._applied_at: float | None = None
 
     def on_events(self, events: Iterable[SyncEvent]) -> None:
         """Take a batch from the syncer; returns at once, the kernel follows from ``run``."""
         for event in events:
+            if isinstance(event, Update | InSync):
+                self._received_revision = max(self._received_revision, event.revision)
             if isinstance(event, Update):
                 self._graph.on_update(event.key, event.value)
             elif isinstance(event, InSync):
@@ -155,6 +163,7 @@ class Felix:
             endpoints=self._dataplane.endpoints() if self._started else {},
             drift=tuple(self._dataplane.recent_drift),
             warnings=tuple(self._dataplane.warnings) if self._started else (),
+            applied_revision=self._applied_revision,
         )
 
     async def wait_programmed(self, endpoint_id: EndpointID, timeout: float, *, nets: Iterable[str] = ()) -> bool:
@@ -195,6 +204,8 @@ class Felix:
             report = await self._dataplane.apply()
             if self._in_sync and self._graph.datastore_ready is not False:
                 self._last, self._applied_at = report, self._clock()
+                if report.ok:
+                    self._applied_revision = self._flushed_revision
             self._progress.set()
             self._progress = asyncio.Event()
 
@@ -216,6 +227,8 @@ class Felix:
         if self._in_sync and self._graph.datastore_ready is False:
             return None
         changes = self._graph.flush()
+        if self._in_sync:
+            self._flushed_revision = self._received_revision
         return changes if changes or changes.in_sync else None
 
     async def _wait(self, deadline: float | None) -> None:

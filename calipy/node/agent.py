@@ -161,6 +161,7 @@ def felix_document(status: FelixStatus) -> dict[str, Any]:
     return {
         "in_sync": status.in_sync,
         "datastore": status.datastore,
+        "applied_revision": status.applied_revision,
         "backend": status.backend,
         "last_apply_ms": round(status.apply_seconds * 1000, 1),
         "errors": list(status.errors),
