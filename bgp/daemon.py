@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from calipy import api_client, clock, log
-from calipy.api import Server
+from calipy.api import Handler, Server
 from calipy.bgp import fib, status, view
 from calipy.bgp.decision import Best
 from calipy.bgp.exabgp.config import SpeakerSession, checked_key, environment
@@ -44,7 +44,7 @@ from calipy.errors import InvalidInputError, KernelError
 from calipy.kernel.monitor import AddressEvent, LinkEvent, Monitor, Overrun, RouteEvent
 from calipy.kernel.netlink import NetlinkSocket
 from calipy.kernel.routes import RouteTable
-from calipy.net import PROTO_BGP, IPAddress, NextHop, Prefix, Route, host_prefix
+from calipy.net import PROTO_BGP, IPAddress, NextHop, Prefix, Route, host_prefix, parse_prefix
 
 logger = log.get("bgpd")
 
@@ -108,7 +108,8 @@ class Bgpd:
         """
         self._paths.prepare()
         self._kernel.start()
-        server = Server(self.options.run_dir / "bgpd.sock", {"status": self.status})
+        handlers: dict[str, Handler] = {"status": self.status, "routes": self.routes}
+        server = Server(self.options.run_dir / "bgpd.sock", handlers)
         with Monitor() as monitor:
             async with server, asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_datastore())
@@ -401,6 +402,16 @@ class Bgpd:
             "ready": not why,
             "reasons": why,
         }
+
+    async def routes(self, params: dict[str, Any]) -> list[Any]:
+        """The answer to ``routes``: RIB and kernel, of all prefixes or of those that cover ``prefix``."""
+        text = params.get("prefix")
+        try:
+            only = parse_prefix(text) if text else None
+        except (ValueError, TypeError) as error:
+            raise InvalidInputError("not a prefix", field="prefix", value=text, remedy="e.g. 10.244.0.0/26") from error
+        failures = {dst: failure.reason for dst, failure in self._kernel.failures.items()}
+        return status.routes(self._rib, self._kernel.actual, failures, only)
 
 
 async def main(store: Store, hostname: str, options: Options | None = None) -> int:

@@ -233,6 +233,10 @@ class Rib:
         """The whole Loc-RIB, live; do not keep or change it."""
         return self._best
 
+    def prefixes(self) -> set[Prefix]:
+        """Every prefix that some peer has told of."""
+        return set(self._candidates)
+
     def paths(self, prefix: Prefix) -> list[Path]:
         """Every path to a prefix, refused ones too, by peer address."""
         found = self._candidates.get(prefix, {}).values()

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from calipy import clock
+from calipy.bgp.decision import Best
+from calipy.bgp.path import Path
 from calipy.bgp.rib import Rib
 from calipy.bgp.sessions import SessionState
-from calipy.net import IPAddress
+from calipy.net import IPAddress, Prefix, Route
 
 EVERYONE_UP_SECONDS: Final = 30.0
 """In its first seconds a node is ready only with all its sessions; later one is enough (calico/node's rule)."""
@@ -75,3 +77,49 @@ def _peer(state: SessionState, rib: Rib) -> dict[str, Any]:
         "flaps": state.flaps,
         "source": session.source,
     }
+
+
+def routes(rib: Rib, kernel: Mapping[Prefix, Route], failures: Mapping[Prefix, str], only: Prefix | None) -> list[Any]:
+    """Every prefix (or those equal to or covering ``only``) with its paths, the best and why, and the kernel's route.
+
+    O(paths).
+    """
+    found: list[Any] = []
+    every = rib.prefixes() | kernel.keys()
+    for prefix in sorted(every, key=lambda one: (one.version, int(one.network_address), one.prefixlen)):
+        if only is not None and not (only.version == prefix.version and only.subnet_of(prefix)):  # type: ignore[arg-type]  # same family
+            continue
+        best = rib.best(prefix)
+        route = kernel.get(prefix)
+        found.append(
+            {
+                "prefix": str(prefix),
+                "reason": best.reason if best else "",
+                "paths": [_path(path, best) for path in rib.paths(prefix)],
+                "kernel": _hops(route) if route else [],
+                "refused": failures.get(prefix, ""),
+            }
+        )
+    return found
+
+
+def _path(path: Path, best: Best | None) -> dict[str, Any]:
+    attributes = path.attributes
+    return {
+        "peer": str(path.peer.address),
+        "next_hop": str(attributes.next_hop),
+        "as_path": [number for _, numbers in attributes.as_path for number in numbers],
+        "local_preference": attributes.local_preference,
+        "med": attributes.med,
+        "communities": [":".join(map(str, one)) for one in (*attributes.communities, *attributes.large_communities)],
+        "best": best is not None and path == best.path,
+        "multipath": best is not None and path in best.multipath,
+        "stale": path.stale,
+        "rejected": path.rejected,
+    }
+
+
+def _hops(route: Route) -> list[str]:
+    if route.kind != "unicast":
+        return [route.kind]
+    return [f"via {hop.gateway} dev {hop.interface}" for hop in route.next_hops]

@@ -19,6 +19,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "label": ("calipy.cli.edit:label", "Set or remove a label of a resource."),
     "patch": ("calipy.cli.edit:patch", "Change parts of a resource."),
     "node": ("calipy.cli.node:command", "Run this host as a node, and see how it is."),
+    "bgp": ("calipy.cli.bgp:command", "Show this node's BGP peers and routes."),
     "workload": ("calipy.cli.workload:command", "Connect network namespaces as pods."),
     "ipam": ("calipy.cli.ipam:command", "Show and change address management."),
     "lab": ("calipy.cli.lab:command", "Deploy and inspect labs of containers."),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from ipaddress import ip_interface
 
 import pytest
+from click.testing import CliRunner
 
 from calipy.bgp.path import NORMAL_LOCAL_PREFERENCE
+from calipy.cli.bgp import command as bgp_command
 from tests.support.bgp import BgpLab, eventually, eventually_is
 
 pytestmark = pytest.mark.kernel
@@ -82,7 +84,7 @@ def test_ipv6_blocks_travel_over_ipv6_sessions(bgp_lab: BgpLab) -> None:
     assert n2.up("10.77.1.1", "fd77:1::1")
 
 
-def test_a_node_behind_a_router_is_reached_through_it(bgp_lab: BgpLab) -> None:
+def test_a_node_behind_a_router_is_reached_through_it(bgp_lab: BgpLab, monkeypatch: pytest.MonkeyPatch) -> None:
     """A next hop on another subnet is resolved through the router; paths that come back with our AS are refused."""
     bgp_lab.pool("10.244.0.0/16")
     for number in (1, 2, 3):
@@ -109,6 +111,13 @@ def test_a_node_behind_a_router_is_reached_through_it(bgp_lab: BgpLab) -> None:
     assert str(NORMAL_LOCAL_PREFERENCE) not in bird.routes(), "LOCAL_PREF must not leave the AS"
     eventually("all up and ready", lambda: n1.status()["ready"] and n1.up("10.77.9.1", n2.address, n3.address))
     assert n1.peers()["10.77.9.1"]["type"] == "global"
+    monkeypatch.setenv("CALIPY_RUN_DIR", str(n1.directory))
+    peers = CliRunner().invoke(bgp_command, ["peers"]).output
+    assert "Established" in next(line for line in peers.splitlines() if "10.77.9.1" in line)
+    shown = CliRunner().invoke(bgp_command, ["routes", "10.244.3.7"]).output.splitlines()
+    assert len(shown) == 3, "one prefix, a path from its node and one from the router"
+    assert any("best: only path" in line and f"via {router_a} dev eth0" in line for line in shown)
+    assert any("refused: own AS 64512 in AS_PATH" in line for line in shown)
     # The router forgets a node: only routes of that node's session go, the mesh still has the block.
     bird.configure(tor({"n1": n1.address}, export="where source ~ [RTS_STATIC, RTS_BGP]"))
     eventually("n2 lost the fabric", lambda: foreign not in n2.gateways())

@@ -1,0 +1,102 @@
+"""``calipy bgp``: this node's sessions and routes, as bgpd tells them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from calipy import api_client
+from calipy.cli import render
+
+_FORM = click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
+
+
+@click.group(name="bgp")
+def command() -> None:
+    """Show this node's BGP peers and routes.
+
+    \b
+    Examples:
+      calipy bgp peers
+      calipy bgp routes
+      calipy bgp routes 10.244.1.5
+    """
+
+
+@command.command()
+@_FORM
+def peers(output: str) -> None:
+    """Show each session that this node should have, and why one is not up.
+
+    \b
+    Example:
+      calipy bgp peers -o json
+    """
+    status: dict[str, Any] = api_client.call(api_client.bgpd_socket(), "status")
+    found = status["peers"]
+    if output != "table":
+        click.echo(render.structured({"peers": found, "problems": status["problems"]}, output))
+        return
+    columns = ("PEER", "AS", "NODE", "TYPE", "STATE", "SINCE", "PATHS", "INFO")
+    rows = [
+        (
+            peer["address"],
+            str(peer["as_number"]),
+            peer["node"] or "-",
+            peer["type"],
+            peer["state"],
+            peer["since"],
+            f"{peer['paths']} ({peer['stale_paths']} stale)" if peer["stale_paths"] else str(peer["paths"]),
+            peer["info"],
+        )
+        for peer in found
+    ]
+    click.echo(render.table(columns, rows) if rows else "This node has no BGP peers.")
+    for source, problem in status["problems"].items():
+        click.echo(f"{source}: {problem}")
+
+
+@command.command()
+@click.argument("prefix", required=False)
+@_FORM
+def routes(prefix: str | None, output: str) -> None:
+    """Show what peers have told, which path is best and why, and the kernel's route.
+
+    With PREFIX (or an address) only routes that cover it.
+
+    \b
+    Examples:
+      calipy bgp routes
+      calipy bgp routes 10.244.1.5 -o yaml
+    """
+    params = {"prefix": prefix} if prefix else {}
+    found: list[dict[str, Any]] = api_client.call(api_client.bgpd_socket(), "routes", params)
+    if output != "table":
+        click.echo(render.structured(found, output))
+        return
+    rows: list[tuple[str, ...]] = []
+    for entry in found:
+        kernel = ", ".join(entry["kernel"]) or (f"refused: {entry['refused']}" if entry["refused"] else "-")
+        if not entry["paths"]:
+            rows.append((entry["prefix"], "-", "-", "-", "", kernel))
+        rows += [
+            (
+                entry["prefix"],
+                path["peer"],
+                path["next_hop"],
+                " ".join(map(str, path["as_path"])) or "-",
+                _judged(path, entry["reason"]),
+                kernel if path["best"] else "",
+            )
+            for path in entry["paths"]
+        ]
+    columns = ("PREFIX", "PEER", "NEXT HOP", "AS PATH", "DECISION", "KERNEL")
+    click.echo(render.table(columns, rows) if rows else "No routes.")
+
+
+def _judged(path: dict[str, Any], reason: str) -> str:
+    if path["rejected"]:
+        return f"refused: {path['rejected']}"
+    words = f"best: {reason}" if path["best"] else "multipath" if path["multipath"] else ""
+    return f"{words} (stale)".strip() if path["stale"] else words
