@@ -30,7 +30,8 @@ from calipy.felix.render.names import workload_chain
 from calipy.felix.render.renderer import Renderer
 from calipy.felix.render.static import TABLES
 from calipy.felix.sets import SetTable
-from calipy.felix.timers import Backoff, Timer, earliest
+from calipy.felix.timers import Backoff, earliest
+from calipy.felix.upkeep import Upkeep
 from calipy.kernel import sysctl
 from calipy.kernel.monitor import LinkEvent, RouteEvent
 from calipy.net import Family
@@ -38,10 +39,6 @@ from calipy.net import Family
 _logger = log.get("felix.dataplane")
 
 _IPV6: Final = Path("/proc/sys/net/ipv6")
-_GENERATION_POLL: Final = 1.0
-_SET_SIZES_POLL: Final = 4.0
-_VERIFY_AFTER: Final = 0.2
-_LONGEST_POST_WRITE_CHECK: Final = 3600.0
 _RETRY_FIRST: Final = 0.1
 _RETRY_LONGEST: Final = 10.0
 _DRIFT_KEPT: Final = 100
@@ -108,6 +105,9 @@ class Dataplane:
         self._set_failures: dict[str, str] = {}
         self._first_write = True
         self._iptables: IPTables | None = None
+        self._backoff = Backoff(_RETRY_FIRST, _RETRY_LONGEST)
+        self._upkeep: Upkeep | None = None
+        self.wake: Callable[[], None] = _nobody
 
     async def start(self) -> None:
         """Choose the iptables backend, see what the kernel holds, and make sure that workload interfaces drop.
@@ -124,6 +124,8 @@ class Dataplane:
         """Close sockets. The kernel's state stays as it is."""
         if self._iptables is not None:
             self._iptables.close()
+        if self._upkeep is not None:
+            self._upkeep.close()
         self._ipsets.close()
         self._edges.close()
 
@@ -146,9 +148,8 @@ class Dataplane:
         """When ``apply`` has something to do without being told, on the constructor's clock."""
         if not self._in_sync:
             return None
-        timers = (self._generation, self._full, self._post_write, self._set_sizes, self._sets, self._routes)
         urgent = self._edges.next_deadline() if self._backoff.deadline is None else self._backoff.deadline
-        return earliest(urgent, *(timer.deadline for timer in timers))
+        return earliest(urgent, self._upkeep.deadline if self._upkeep else None)
 
     async def apply(self) -> ApplyReport:
         """Bring the kernel to what ``update`` said, and put right what has drifted and is due to be looked at.
@@ -325,7 +326,9 @@ class Dataplane:
                 self._iptables.close()
             self.backend, self._iptables = chosen, IPTables(chosen, tables)
             self._first_write = True
-        self._start_timers()
+        if self._upkeep is not None:
+            self._upkeep.close()
+        self._upkeep = Upkeep(self.config, self._iptables, self._ipsets, now=self._clock(), wake=self.wake)
         if not self._in_sync:
             guarded = await self._iptables.guard()
             _logger.info("workload interfaces drop until policy is known", written=len(guarded.changed))
@@ -333,7 +336,10 @@ class Dataplane:
 
     async def _apply(self, report: ApplyReport, now: float) -> None:
         assert self._iptables is not None
-        await self._refresh(report, self._iptables, now)
+        assert self._upkeep is not None
+        if self._first_write:
+            await self._iptables.read()
+        report.drift, report.errors = self._upkeep.take(now)
         if self._refused and self._backoff.due(now):
             for renderer in self._renderers.values():
                 for table in renderer.tables.values():
@@ -347,45 +353,13 @@ class Dataplane:
         self._refused = written.refused
         report.changed = len(written.changed)
         report.errors += [f"{place}: {why}" for place, why in written.refused.items()]
+        if self._upkeep.routes_due(now):
+            self._edges.recheck()
         report.drift += await self._edges.write(now)
         self._unapplied = {identity for changes in self._pending for identity in changes.endpoints}
         if self._ipsets.unwanted:
             await self._ipsets.destroy_unwanted()
-        if self._iptables.unverified:
-            self._post_write.no_later_than(
-                self.config.post_write_check if self.backend == "legacy" else _VERIFY_AFTER, now
-            )
-
-    async def _refresh(self, report: ApplyReport, iptables: IPTables, now: float) -> None:
-        """Read again what is due, or what others have written to."""
-        due = self._full.take(now)
-        if self._generation.take(now):
-            due = iptables.others_wrote() or due
-        if self._post_write.take(now):
-            due = True
-            # nf_tables says when others write; with the legacy backend only looking again helps, ever less often.
-            longer = self._post_write.interval * 2 if self.backend == "legacy" else 0
-            self._post_write.interval = longer if longer < _LONGEST_POST_WRITE_CHECK else 0
-            self._post_write.restart(now)
-        if self._first_write:
-            await iptables.read()
-        elif due:
-            report.drift += await iptables.read()
-        sizes_differ = self._set_sizes.take(now) and self._ipsets.others_wrote()
-        if self._sets.take(now) or sizes_differ:
-            report.drift += await self._ipsets.read()
-        if self._routes.take(now):
-            self._edges.recheck()
-
-    def _start_timers(self) -> None:
-        now, config = self._clock(), self.config
-        self._backoff = Backoff(_RETRY_FIRST, _RETRY_LONGEST)
-        self._generation = Timer(_GENERATION_POLL if self.backend == "nft" else 0, now)
-        self._full = Timer(config.iptables_refresh, now)
-        self._post_write = Timer(0, now)
-        self._set_sizes = Timer(_SET_SIZES_POLL, now)
-        self._sets = Timer(config.ipsets_refresh, now)
-        self._routes = Timer(config.route_refresh, now)
+        self._upkeep.wrote(now)
 
     def _set_forwarding(self) -> None:
         """Make the node a router; only once workload interfaces drop what is not known."""
@@ -400,6 +374,10 @@ class Dataplane:
                     sysctl.write(key, 1)
             except KernelError as error:
                 _logger.warning("cannot turn on forwarding", key=key, error=str(error))
+
+
+def _nobody() -> None:
+    """There is no loop to wake: ``apply`` is called by hand."""
 
 
 def _merge(kept: dict[_K, _V], new: Mapping[_K, _V | None]) -> None:

@@ -100,6 +100,7 @@ class Felix:
         self._dataplane = Dataplane(FelixConfig.from_parameters(config), clock=clock)
         self._clock = clock
         self._wake = asyncio.Event()
+        self._dataplane.wake = self._wake.set
         self._progress = asyncio.Event()
         self._in_sync = False
         self._datastore = ""

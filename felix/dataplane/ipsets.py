@@ -10,6 +10,7 @@ import asyncio
 import re
 import socket
 import struct
+from dataclasses import dataclass
 from typing import Final
 
 from calipy import log
@@ -41,6 +42,14 @@ _ELEMENTS: Final = 24
 _ERROR_LINE: Final = re.compile(r"Error in line (\d+)")
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All sets of ours as they were read, and the names of those that we have written since it began."""
+
+    sets: dict[str, KernelSet]
+    touched: set[str]
+
+
 class IPSets:
     """The sets of the process's network namespace. Calls do not overlap."""
 
@@ -48,6 +57,7 @@ class IPSets:
         """Nothing is read or written yet; the owner changes ``table`` between calls."""
         self._table = table
         self._actual: dict[str, KernelSet] | None = None
+        self._touched: set[str] = set()
         self._socket = NetfilterSocket()
 
     def close(self) -> None:
@@ -82,8 +92,29 @@ class IPSets:
         Raises:
             KernelError: ipset is missing or refused.
         """
+        return self.adopt(await self.begin_reading())
+
+    async def begin_reading(self) -> Reading:
+        """Read all sets and change nothing here: may run beside ``write``.
+
+        Raises:
+            KernelError: ipset is missing or refused.
+        """
+        touched = self._touched = set()
         saved = (await process.run_async(["ipset", "save"], timeout=_TIMEOUT)).check()
-        found = await asyncio.to_thread(parse_save, saved.stdout)
+        return Reading(await asyncio.to_thread(parse_save, saved.stdout), touched)
+
+    def adopt(self, reading: Reading) -> list[Difference]:
+        """Take a reading as what the kernel holds, except for sets that we have written meanwhile. As for ``read``."""
+        if reading.touched is not self._touched:
+            return []  # a later one is under way
+        found = reading.sets
+        for name in reading.touched:
+            known = (self._actual or {}).get(name)
+            if known is None:
+                found.pop(name, None)
+            else:
+                found[name] = known
         first = self._actual is None
         self._actual = found
         differing = compare_sets(self._table, found)
@@ -116,6 +147,7 @@ class IPSets:
             without = frozenset(failed)
             plan = plan_sets(self._table, self._actual, without)
             number, error = await self._restore(plan.lines)
+            self._touched.update(plan.owners)
             if not error:
                 record_sets(self._table, self._actual, without)
                 return failed
@@ -144,6 +176,7 @@ class IPSets:
         while waiting:
             number, error = await self._restore(tuple(f"destroy {name}" for name in waiting))
             done = len(waiting) if not error else max(number - 1, 0)
+            self._touched.update(waiting)
             for name in waiting[:done]:
                 del self._actual[name]
             if error:

@@ -38,6 +38,23 @@ _ERROR_CHAIN: Final = re.compile(r"rule in chain (\S+)")
 
 
 @dataclass(slots=True)
+class _Since:
+    """Our own writes since a reading began: what it says of these chains is out of date."""
+
+    touched: set[tuple[Family, str, str]] = field(default_factory=set)
+    transactions: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """All tables as they were read, and the generation before that."""
+
+    tables: dict[Family, dict[str, Actual]]
+    generation: int
+    since: _Since
+
+
+@dataclass(slots=True)
 class WriteReport:
     """What one write did.
 
@@ -67,6 +84,7 @@ class IPTables:
         self._actual: dict[Family, dict[TableName, Actual]] = {}
         self._reader = NftablesReader() if backend == "nft" else None
         self._generation = 0
+        self._since = _Since()
         self.unverified = False
 
     @property
@@ -100,11 +118,33 @@ class IPTables:
         Raises:
             KernelError: the tables cannot be read.
         """
-        if self._reader:
-            self._generation = self._reader.generation()
+        return self.adopt(await self.begin_reading())
+
+    async def begin_reading(self) -> Reading:
+        """Read all tables and change nothing here: may run beside ``write``, so that nobody has to wait for it.
+
+        Raises:
+            KernelError: the tables cannot be read.
+        """
+        since = self._since = _Since()
         self.unverified = False
-        drift = await asyncio.gather(*(self._read_family(family) for family in self._tables))
-        return [difference for of_family in drift for difference in of_family]
+        generation = self._reader.generation() if self._reader else 0
+        families = tuple(self._tables)
+        tables = await asyncio.gather(*(self._save(family) for family in families))
+        return Reading(dict(zip(families, tables, strict=True)), generation, since)
+
+    def adopt(self, reading: Reading) -> list[Difference]:
+        """Take a reading as what the kernel holds, except for what we have written meanwhile. As for ``read``."""
+        if reading.since is not self._since or reading.tables.keys() != self._tables.keys():
+            return []  # a later reading is under way, or other tables are wanted by now
+        self._generation = (reading.generation + reading.since.transactions) & 0xFFFFFFFF
+        drift: list[Difference] = []
+        for family, tables in reading.tables.items():
+            for of_family, table, name in reading.since.touched:
+                if of_family == family and family in self._actual:
+                    _carry_over(self._actual[family][_table_name(table)], tables.setdefault(table, Actual()), name)
+            drift += self._adopt_family(family, tables)
+        return drift
 
     async def guard(self) -> WriteReport:
         """Write only what is missing altogether: on an empty kernel that is everything desired, where our rules are in
@@ -134,17 +174,18 @@ class IPTables:
                     report.refused[f"ipv{family} {table.name} {name}"] = reason
         return report
 
-    async def _read_family(self, family: Family) -> list[Difference]:
-        tables = self._tables[family]
+    async def _save(self, family: Family) -> dict[str, Actual]:
+        hooks: dict[str, tuple[str, ...]] = {name: tuple(table.hooks) for name, table in self._tables[family].items()}
         saved = await process.run_async([program(family, self.backend, "save")], timeout=_TIMEOUT)
         try:
-            read = parse_save(
-                saved.check().stdout + saved.stderr, {name: table.hooks.keys() for name, table in tables.items()}
-            )
+            return await asyncio.to_thread(parse_save, saved.check().stdout + saved.stderr, hooks)
         except ValueError as error:
             raise KernelError(
                 f"cannot read the iptables rules: {error}", remedy="remove what was added to these tables with nft"
             ) from error
+
+    def _adopt_family(self, family: Family, read: dict[str, Actual]) -> list[Difference]:
+        tables = self._tables[family]
         first = family not in self._actual
         drift: list[Difference] = []
         actual: dict[TableName, Actual] = {}
@@ -186,7 +227,7 @@ class IPTables:
                 suspect = culprit
             await asyncio.sleep(delay)
             delay *= 2
-            await self._read_family(family)
+            self._adopt_family(family, await self._save(family))
         raise KernelError(f"cannot write the IPv{family} iptables rules after {_ATTEMPTS} attempts: {error}")
 
     def _settled(self, family: Family) -> None:
@@ -205,9 +246,11 @@ class IPTables:
             argv += ["--wait", str(_LOCK_WAIT)]
         done = await process.run_async(argv, stdin="\n".join([*lines, ""]), timeout=_TIMEOUT)
         if done.returncode == 0:
-            self._generation = (self._generation + sum(item.transactions for item in plans)) & 0xFFFFFFFF
             for item in plans:
                 item.record(self._actual[family][_table_name(item.table)])
+                self._generation = (self._generation + item.transactions) & 0xFFFFFFFF
+                self._since.transactions += item.transactions
+                self._since.touched.update((family, item.table, name) for name in (*item.chains, *item.hooks))
             return "", None
         error = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
         return error, _culprit(error, starts)
@@ -229,7 +272,7 @@ class IPTables:
                 if self._reader.rule_hashes(family, item.table, name) != tuple(rule.digest for rule in rules):
                     good = False
         if not good:
-            await self._read_family(family)
+            self._adopt_family(family, await self._save(family))
         return good
 
 
@@ -242,6 +285,13 @@ def _set(chains: dict[str, tuple[str | None, ...]], name: str, hashes: tuple[str
         chains.pop(name, None)
     else:
         chains[name] = hashes
+
+
+def _carry_over(known: Actual, read: Actual, name: str) -> None:
+    """Keep what we know of a chain instead of what was read."""
+    _set(read.chains, name, known.chains.get(name))
+    if name in known.hooks:
+        read.hooks[name] = known.hooks[name]
 
 
 def _culprit(error: str, starts: list[tuple[int, Plan]]) -> tuple[str, str] | None:

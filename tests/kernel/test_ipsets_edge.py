@@ -126,3 +126,27 @@ def test_drift_is_found_and_reported_by_reading(netns: Namespace) -> None:
         assert await sets.read() == []
 
     inside(netns, scenario)
+
+
+def test_reading_beside_writing_confuses_nothing(netns: Namespace) -> None:
+    """Sets that we write while all are being read keep what we know of them; others' changes are found."""
+
+    async def scenario() -> None:
+        table = SetTable(1000)
+        sets = IPSets(table)
+        table.update(changes(x={"10.0.0.1"}, y={"10.0.0.2"}, z={"10.0.0.3"}))
+        await sets.write()
+        run("ipset", "flush", "cali40z")
+        assert sets.others_wrote()
+        reading = await sets.begin_reading()
+        table.update(Changes(ip_sets={"x": IPSetDelta("x", frozenset({"10.0.0.9"}), frozenset()), "y": None}))
+        table.update(changes(new={"10.0.0.4"}))
+        assert await sets.write() == {}
+        assert await sets.destroy_unwanted() == []
+        assert [item.name for item in sets.adopt(reading)] == ["cali40z"]
+        assert await sets.write() == {}
+        assert not sets.others_wrote()
+        assert not sets.unwanted
+        assert await sets.read() == []
+
+    inside(netns, scenario)

@@ -136,6 +136,31 @@ def test_somebody_elses_transaction_is_noticed(netns: Namespace) -> None:
 
 
 @BACKENDS
+def test_reading_beside_writing_confuses_nothing(netns: Namespace, backend: Backend) -> None:
+    """What we write while everything is being read is not taken for drift; what others wrote is."""
+
+    async def scenario() -> None:
+        renderers = made()
+        iptables = edge(backend, renderers)
+        add_endpoints(renderers, 1, 2)
+        await iptables.write()
+        run(f"iptables-{backend}", "-F", "cali-fw-cali0002")
+        reading = await iptables.begin_reading()
+        for renderer in renderers.values():
+            renderer.update(Changes(endpoints={endpoint(1).id: None}))
+        add_endpoints(renderers, 3)
+        await iptables.write()
+        drift = iptables.adopt(reading)
+        assert [item.name for item in drift] == ["cali-fw-cali0002"]
+        assert len((await iptables.write()).changed) == 1
+        assert not iptables.others_wrote()
+        assert await iptables.read() == []
+        iptables.close()
+
+    inside(netns, scenario)
+
+
+@BACKENDS
 def test_a_rule_that_cannot_be_is_isolated(netns: Namespace, backend: Backend) -> None:
     """The chain with the bad rule drops; all other changes of the same write are in the kernel."""
 
