@@ -265,7 +265,7 @@ class _Pipe:
         return bool(data)
 
     def text(self) -> str:
-        """What was written so far. A process that ended has nothing more to say; one it left behind is not waited for."""
+        """What was written so far; a process that ended has said all, and one it left behind is not waited for."""
         while self._read():
             pass
         return b"".join(self._chunks).decode("utf-8", "replace")

@@ -24,8 +24,8 @@ from calipy.containerlab import linux
 from calipy.containerlab.model import Bind
 
 HIDDEN: Final = (
-    *("/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var/log", "/var/tmp", "/var/lib/calico"),
-    *("/var/lib/etcd", "/var/lib/cni", "/etc/cni", "/etc/calico"),
+    *("/home", "/media", "/mnt", "/opt", "/root", "/run", "/srv", "/tmp", "/var/log", "/var/tmp"),  # noqa: S108
+    *("/var/lib/calico", "/var/lib/cni", "/var/lib/etcd", "/etc/calico", "/etc/cni"),
 )
 """Where a node begins empty, whatever the machine keeps there."""
 _WORLD_WRITABLE: Final = frozenset({"/tmp", "/var/tmp"})  # noqa: S108 -- the node's own
@@ -257,6 +257,6 @@ def write_sysctls(sysctls: Mapping[str, str]) -> None:
 
 
 def sysctl_path(key: str) -> str:
-    """Path below /proc/sys: ``net.ipv4.ip_forward`` or ``net/ipv4/conf/eth0.1/rp_filter``; / and . swap as sysctl(8) does."""
+    """Path below /proc/sys of ``net.ipv4.ip_forward`` or ``net/ipv4/conf/eth0.1/rp_filter``, as in sysctl(8)."""
     separator = next((character for character in key if character in "./"), ".")
     return key if separator == "/" else key.translate(str.maketrans("./", "/."))

@@ -167,7 +167,7 @@ class Lab:
             reconfigure: destroy a running lab and its directory first.
             report: told about progress.
             host_netns: the lab's host is the machine itself, not a namespace of the lab's own.
-            create_bridges: make bridges of ``kind: bridge`` nodes that the machine does not have, in the lab's own host.
+            create_bridges: make bridges of ``kind: bridge`` nodes that the machine does not have.
             environ: the caller's environment, os.environ by default.
             node_filter: only these nodes.
             strict: raise when an ``exec`` command failed; the lab stays up.

@@ -105,3 +105,14 @@ def resolver(node: Node, servers: Sequence[str]) -> str:
     if node.dns.options:
         lines.append(f"options {' '.join(node.dns.options)}")
     return "\n".join(lines) + "\n" if lines else ""
+
+
+def sysctls(profile: Profile) -> dict[str, str]:
+    """Network sysctls that a node begins with, whatever the machine has; those of the file come after."""
+    return {
+        "net.ipv6.conf.all.disable_ipv6": "0",
+        "net.ipv6.conf.default.disable_ipv6": "0",
+        "net.ipv4.conf.all.rp_filter": "0",
+        "net.ipv4.conf.default.rp_filter": "0",
+        "net.ipv4.ip_forward": "1" if profile.forwards else "0",
+    }

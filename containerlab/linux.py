@@ -42,7 +42,7 @@ def setns(fd: int, kind: int) -> None:
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
-    """mount(2). Raises OSError, which names the target."""
+    """Mount a file system or part of one. Raises OSError, which names the target."""
     encoded = (os.fsencode(source), os.fsencode(target), kind.encode() or None)
     _check(_libc.mount(*encoded, ctypes.c_ulong(flags), data.encode() or None), target)
 

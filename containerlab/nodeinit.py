@@ -1,8 +1,8 @@
 """The first process of a node: reaps, starts what it is told to, keeps the main process running. Edge.
 
 It is forked from the supervisor, builds the node around itself (``container.build``) and then serves one socket: each
-request names a program, an environment and descriptors; each answer a pid, an exit code or an error. When the socket ends
-or the supervisor dies, so does it, and with it every process, mount and interface of the node.
+request names a program, an environment and descriptors; each answer a pid, an exit code or an error. When the socket
+ends or the supervisor dies, so does it, and with it every process, mount and interface of the node.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ class _Init:
         self.become(0)
         try:
             with contextlib.suppress(FileExistsError):
-                os.mkdir(self.setup.name, 0o755, dir_fd=self.setup.log_directory)  # noqa: PTH102 -- relative to a descriptor
+                os.mkdir(self.setup.name, 0o755, dir_fd=self.setup.log_directory)
             flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC
             return os.open(f"{self.setup.name}/log", flags, _LOG_MODE, dir_fd=self.setup.log_directory)
         finally:
@@ -307,7 +307,7 @@ def _find(program: str, path: str, cwd: str) -> str:
 
 
 def _identity(user: str) -> tuple[int, int, list[int]]:
-    """uid, gid and further groups of ``name``, ``uid``, ``uid:gid`` or ``name:group``, as the node's files have them."""
+    """uid, gid and further groups of ``name``, ``uid``, ``uid:gid`` or ``name:group``, by the node's own files."""
     if not user:
         return 0, 0, []
     name, _, group = user.partition(":")

@@ -13,7 +13,8 @@ from calipy.containerlab.model import Topology
 NOT_AVAILABLE = "N/A"
 UNKNOWN_LAB = "_unknown_lab_"
 CSV_HEADER = (
-    "lab_name,labPath,absLabPath,name,container_id,image,kind,state,status,ipv4_address,ipv6_address,owner".split(",")
+    *("lab_name", "labPath", "absLabPath", "name", "container_id", "image", "kind", "state", "status"),
+    *("ipv4_address", "ipv6_address", "owner"),
 )
 
 
@@ -27,7 +28,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, separate: boo
         merge: in so many columns from the left, a cell like the one above is drawn as one with it.
     """
     grid = [[cell.split("\n") for cell in row] for row in rows]
-    widths = [max(len(line) for row in [[[title] for title in header], *grid] for line in row[n]) for n in range(len(header))]
+    widths = [
+        max(len(line) for row in [[[title] for title in header], *grid] for line in row[n]) for n in range(len(header))
+    ]
     fill = ["─" * (width + 2) for width in widths]
     lines = [f"╭{'┬'.join(fill)}╮", f"│{'│'.join(f' {t.center(w)} ' for t, w in zip(header, widths, strict=True))}│"]
     above: list[list[str]] | None = None
@@ -39,9 +42,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, separate: boo
             lines.append(_separator(fill, joined))
         height = max(len(cell) for cell in row)
         for number in range(height):
-            cells = [
-                "" if joined[n] or number >= len(cell) else cell[number] for n, cell in enumerate(row)
-            ]
+            cells = ["" if joined[n] or number >= len(cell) else cell[number] for n, cell in enumerate(row)]
             lines.append(f"│{'│'.join(f' {cell.ljust(w)} ' for cell, w in zip(cells, widths, strict=True))}│")
         above = row
     lines.append(f"╰{'┴'.join(fill)}╯")
@@ -131,7 +132,9 @@ def inspect_table(entries: Sequence[Mapping[str, Any]], *, every: bool, wide: bo
         ]  # fmt: skip
         joint = " " if wide else "\n"
         start = [entry.get("labPath", ""), entry.get("lab_name", "")] if every else []
-        rows.append([*start, *([entry.get("owner", "")] if wide else []), entry["name"], *(joint.join(p) for p in parts)])
+        rows.append(
+            [*start, *([entry.get("owner", "")] if wide else []), entry["name"], *(joint.join(p) for p in parts)]
+        )
     return table(header, rows, merge=2 if every and not wide else 0)
 
 

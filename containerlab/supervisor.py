@@ -1,4 +1,4 @@
-"""The process behind a lab: holds its namespaces, serves its socket, ends with it. ``python -m calipy.containerlab.supervisor``.
+"""The process behind a lab: holds its namespaces, serves its socket, ends with it.
 
 It is started afresh (never forked from a program with threads), forks the nodes itself, and stays single-threaded. When
 it dies, by whatever means, its children die (``PR_SET_PDEATHSIG``), and with them their namespaces and all in them.
@@ -171,21 +171,17 @@ class Supervisor:
     async def do_lifecycle(self, _channel: AsyncChannel, params: dict[str, Any], _fds: Sequence[int]) -> None:
         """Stop, start or restart nodes."""
         names = params["nodes"] or sorted(self.lab.nodes)
-        unknown = [name for name in names if name not in self.lab.nodes]
-        if unknown:
-            raise LabError(f"lab {self.lab.name} has no node {', '.join(unknown)}")
+        nodes = [self.lab.node(name) for name in names]
         async with self.changing:
-            for name in names:
+            for node in nodes:
                 if params["action"] in {"stop", "restart"}:
-                    await self.lab.stop(name)
+                    await node.stop()
                 if params["action"] in {"start", "restart"}:
-                    await self.lab.start(name)
+                    await node.start(self.lab.deployed.management)
 
     async def do_exec(self, _channel: AsyncChannel, params: dict[str, Any], fds: Sequence[int]) -> dict[str, Any]:
         """Run a program in a node with the client's own descriptors as its standard streams."""
-        running = self.lab.nodes.get(params["node"])
-        if running is None:
-            raise LabError(f"lab {self.lab.name} has no node {params['node']}")
+        running = self.lab.node(params["node"])
         if running.agent is None or not running.alive:
             raise LabError(f"node {params['node']} is not running: it has exited with {running.exit_code}")
         env = {**running.env, **(params.get("env") or {})}

@@ -287,16 +287,12 @@ def _way_out(host: Namespace, link: Link) -> str:
 
 def stitch(host: Namespace, left: str, right: str) -> None:
     """Join two interfaces of the host so that each frame from one leaves by the other (tc mirroring both ways)."""
+    from calipy.kernel import process  # noqa: PLC0415 -- rare
+
     for source, target in ((left, right), (right, left)):
-        redirect(host, source, target)
-
-
-def redirect(host: Namespace, source: str, target: str) -> None:
-    """tc: everything that comes in at ``source`` goes out at ``target``."""
-    from calipy.kernel import process  # noqa: PLC0415 -- rare, and it loads asyncio
-
-    for argv in (
-        ("tc", "qdisc", "add", "dev", source, "clsact"),
-        ("tc", "filter", "add", "dev", source, "ingress", "matchall", "action", "mirred", "egress", "redirect", "dev", target),
-    ):  # fmt: skip
-        process.run(argv, netns_fd=host.fd).check()
+        match = ("protocol", "all", "u32", "match", "u32", "0", "0")
+        redirect = ("action", "mirred", "egress", "redirect", "dev", target)
+        process.run(("tc", "qdisc", "add", "dev", source, "ingress"), netns_fd=host.fd).check()
+        process.run(
+            ("tc", "filter", "add", "dev", source, "parent", "ffff:", *match, *redirect), netns_fd=host.fd
+        ).check()

@@ -1,7 +1,7 @@
 """``calipy lab``: labs from containerlab's topology files, in plain namespaces.
 
-Flags, outputs and exit codes are containerlab's: logs go to stderr, tables and JSON to stdout, and a failure of any sort is
-exit status 1.
+Flags, outputs and exit codes are containerlab's: logs go to stderr, tables and JSON to stdout, and a failure of any
+sort is exit status 1.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def _shared_flags(function: _Function) -> _Function:
                      help="Topology file, a directory with one, or - for standard input."),
         click.option("--name", metavar="LAB", envvar="CLAB_NAME", expose_value=False, callback=set_name,
                      help="Name of the lab, instead of a file."),
-        click.option("--host-netns", is_flag=True, envvar="CALIPY_LAB_HOST_NETNS", expose_value=False, callback=set_host,
-                     help="The lab's host is this machine's own network namespace."),
+        click.option("--host-netns", is_flag=True, envvar="CALIPY_LAB_HOST_NETNS", expose_value=False,
+                     callback=set_host, help="The lab's host is this machine's own network namespace."),
         click.option("--log-level", metavar="LEVEL", envvar="CLAB_LOG_LEVEL", expose_value=False, callback=set_level,
                      help="trace, debug, info, warn, error or fatal."),
         click.option("-d", "--debug", count=True, expose_value=False, callback=set_debug, help="As --log-level debug."),
@@ -86,6 +86,16 @@ def _shared_flags(function: _Function) -> _Function:
     for option in reversed(options):
         function = option(function)
     return function
+
+
+class _FlagError(click.UsageError):
+    """A wrong command line, which is exit status 1 here."""
+
+    exit_code = 1
+
+
+def _as_failure(error: click.UsageError) -> click.UsageError:
+    return _FlagError(error.format_message(), error.ctx)
 
 
 class _LabGroup(click.Group):
@@ -105,15 +115,13 @@ class _LabGroup(click.Group):
         try:
             return super().make_context(info_name, args, parent=parent, **extra)
         except click.UsageError as error:
-            error.exit_code = 1
-            raise
+            raise _as_failure(error) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except click.UsageError as error:
-            error.exit_code = 1
-            raise
+            raise _as_failure(error) from None
 
 
 @click.group(cls=_LabGroup, context_settings={"auto_envvar_prefix": "CLAB"})
@@ -121,13 +129,15 @@ class _LabGroup(click.Group):
 def command() -> None:
     """Deploy and inspect labs of containers, from containerlab's topology files, in namespaces of this machine.
 
-    Everything of a lab is in namespaces of its own, also its host's interfaces (unless --host-netns): labs do not see each
-    other. Needs root.
+    Everything of a lab is in namespaces of its own, also its host's interfaces (unless --host-netns): labs do not see
+    each other. Needs root.
     """
 
 
 def _formats(*names: str) -> Callable[[_Function], _Function]:
-    return click.option("-f", "--format", "form", type=click.Choice(names), default=names[0], show_default=True, help="Output.")
+    return click.option(
+        "-f", "--format", "form", type=click.Choice(names), default=names[0], show_default=True, help="Output."
+    )
 
 
 def _node_list(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> list[str]:
@@ -158,7 +168,7 @@ _format_inspect = _formats("table", "json", "csv")
 @click.option("--skip-post-deploy", is_flag=True, hidden=True)
 @click.option("--export-template", default="", hidden=True)
 @_pass
-def deploy(shared: _Shared, **flags: Any) -> None:
+def deploy(shared: _Shared, /, **flags: Any) -> None:
     r"""Deploy a lab, or bring one that runs to what its file says now.
 
     \b
@@ -170,8 +180,22 @@ def deploy(shared: _Shared, **flags: Any) -> None:
     _deploy(shared, **flags)
 
 
-def _deploy(shared: _Shared, *, reconfigure: bool, dry_run: bool, node_filter: list[str], form: str, strict: bool,
-            create_bridges: bool, graph: bool, network: str, ipv4_subnet: str, ipv6_subnet: str, owner: str, **_ignored: Any) -> None:  # fmt: skip
+def _deploy(
+    shared: _Shared,
+    *,
+    reconfigure: bool,
+    dry_run: bool,
+    node_filter: list[str],
+    form: str,
+    strict: bool,
+    create_bridges: bool,
+    graph: bool,
+    network: str,
+    ipv4_subnet: str,
+    ipv6_subnet: str,
+    owner: str,
+    **_ignored: Any,
+) -> None:
     from calipy.containerlab import driver, outputs  # noqa: PLC0415 - start-up time
     from calipy.containerlab.management import Overrides  # noqa: PLC0415
 
@@ -185,8 +209,13 @@ def _deploy(shared: _Shared, *, reconfigure: bool, dry_run: bool, node_filter: l
     if reconfigure:
         lab.destroy(cleanup=True, directory=wanted.lab_directory)
     shared.say("info", f"deploying lab {wanted.name} from {wanted.file}")
-    containers = lab.apply(wanted, report=shared.say, host_netns=shared.host_netns, create_bridges=create_bridges,
-                           owner=_owner(shared, owner))  # fmt: skip
+    containers = lab.apply(
+        wanted,
+        report=shared.say,
+        host_netns=shared.host_netns,
+        create_bridges=create_bridges,
+        owner=_owner(shared, owner),
+    )
     if lab.plan is not None and form == "table":
         print(outputs.plan_table(lab.plan), end="")
     if graph:
@@ -232,10 +261,22 @@ def _host_entries(wanted: Topology) -> list[dict[str, Any]]:
     except OSError:
         system = platform.platform()
     absent = {"ipv4": "N/A", "ipv6": "N/A"}
-    return [{"name": "Host", "id": "N/A", "image": system, "kind": "host", "state": "running", "status": "running", **absent}]
+    return [
+        {
+            "name": "Host",
+            "id": "N/A",
+            "image": system,
+            "kind": "host",
+            "state": "running",
+            "status": "running",
+            **absent,
+        }
+    ]
 
 
-def _show(shared: _Shared, containers: Sequence[Mapping[str, Any]], form: str, *, every: bool = False, wide: bool = False) -> None:  # fmt: skip
+def _show(
+    shared: _Shared, containers: Sequence[Mapping[str, Any]], form: str, *, every: bool = False, wide: bool = False
+) -> None:
     from calipy.containerlab import outputs  # noqa: PLC0415 - start-up time
 
     entries = outputs.details(containers, os.getcwd())  # noqa: PTH109 - a text is wanted
@@ -262,7 +303,7 @@ def _show(shared: _Shared, containers: Sequence[Mapping[str, Any]], form: str, *
 @click.option("--keep-mgmt-net", is_flag=True, hidden=True)
 @click.option("--max-workers", type=int, default=0, hidden=True)
 @_pass
-def destroy(shared: _Shared, every: bool, yes: bool, cleanup: bool, node_filter: list[str], **_ignored: Any) -> None:
+def destroy(shared: _Shared, /, every: bool, yes: bool, cleanup: bool, node_filter: list[str], **_ignored: Any) -> None:
     r"""Take a lab away. What a killed one left is removed, too.
 
     \b
@@ -271,7 +312,7 @@ def destroy(shared: _Shared, every: bool, yes: bool, cleanup: bool, node_filter:
       calipy lab destroy --name mesh
       calipy lab destroy --all --yes
     """
-    from calipy.containerlab import driver  # noqa: PLC0415 - start-up time
+    from calipy.containerlab import driver, inventories  # noqa: PLC0415 - start-up time
 
     if every and (shared.name or shared.topo):
         raise click.UsageError("--all excludes --name and --topo")
@@ -304,6 +345,8 @@ def destroy(shared: _Shared, every: bool, yes: bool, cleanup: bool, node_filter:
             left = sorted(container["name"] for container in containers if container["name"] not in listed)
             shared.say("warning", f"not in {wanted.file}, left alone: {', '.join(left)} (destroy --name {wanted.name})")
             if not mine:
+                if cleanup:
+                    inventories.remove_directory(wanted.lab_directory)
                 return
             names = mine
     if not lab.destroy(cleanup=cleanup, directory=wanted.lab_directory, nodes=names):
@@ -322,8 +365,9 @@ def redeploy(ctx: click.Context, shared: _Shared, cleanup: bool, form: str) -> N
 
     wanted = _read(shared)
     driver.Lab(wanted.name).destroy(cleanup=cleanup, directory=wanted.lab_directory)
-    defaults = {parameter.name: parameter.get_default(ctx) for parameter in deploy.params if parameter.expose_value}
-    _deploy(shared, **{**defaults, "node_filter": [], "form": form})
+    flags: dict[str, Any] = {p.name or "": p.get_default(ctx) for p in deploy.params if p.expose_value}
+    flags |= {"node_filter": [], "form": form}
+    _deploy(shared, **flags)
 
 
 # --- inspect
@@ -424,7 +468,9 @@ def _lab(shared: _Shared) -> Lab:
 
 @command.command("exec")
 @_shared_flags
-@click.option("--cmd", "commands", metavar="COMMAND", multiple=True, required=True, help="What to run; no shell. Repeatable.")
+@click.option(
+    "--cmd", "commands", metavar="COMMAND", multiple=True, required=True, help="What to run; no shell. Repeatable."
+)
 @click.option("--label", "labels", metavar="KEY[=VALUE]", multiple=True, help="Only nodes with this label. Repeatable.")
 @_formats("plain", "json")
 @click.option("--strict", is_flag=True, help="Exit status 1 if a command fails.")
@@ -495,7 +541,7 @@ def _matches(have: Mapping[str, str], wanted: Sequence[str]) -> bool:
         parts = text.split("=")
         if len(parts) == 1 and text not in have:
             return False
-        if len(parts) == 2 and have.get(parts[0]) != parts[1]:  # noqa: PLR2004 - key and value
+        if len(parts) == 2 and have.get(parts[0]) != parts[1]:
             return False
     return True
 
@@ -506,7 +552,9 @@ def _matches(have: Mapping[str, str], wanted: Sequence[str]) -> bool:
 def _lifecycle(name: str, words: str) -> None:
     @command.command(name, help=words)
     @_shared_flags
-    @click.option("-n", "--node", "nodes", multiple=True, metavar="NODE", help="Only this node. Repeatable; a,b works, too.")
+    @click.option(
+        "-n", "--node", "nodes", multiple=True, metavar="NODE", help="Only this node. Repeatable; a,b works, too."
+    )
     @_pass
     def act(shared: _Shared, nodes: Sequence[str]) -> None:
         names = [part for node in nodes for part in node.split(",") if part]
