@@ -19,7 +19,7 @@ from calipy.datastore.ipam import AllocationAttribute, Block, Handle, IPAMConfig
 from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, IPAMConfigKey, Key
 from calipy.datastore.store import Store
 from calipy.errors import InvalidInputError
-from calipy.ipam import assigning, claiming, releasing
+from calipy.ipam import assigning, claiming, explicit, releasing
 from calipy.ipam import pools as poolmath
 from calipy.ipam.errors import HandleNotFoundError, IPAMError, NotAllocatedError, RefusedConfigError
 from calipy.ipam.handle import sanitise
@@ -222,7 +222,7 @@ class Allocator:
             use=intended_use or "Workload",
         )
         async with self._lock, self._session() as session:
-            await assigning.assign_address(session, _address(address), request, check_use=intended_use is not None)
+            await explicit.assign_address(session, _address(address), request, check_use=intended_use is not None)
 
     async def release_by_handle(self, handle_id: str) -> list[str]:
         """Release all addresses of a handle; the addresses released. Two round trips on watched state.
@@ -283,7 +283,7 @@ class Allocator:
         """
         request = Request(use=intended_use, pools={family: tuple(pools or ())})
         async with self._lock, self._session(live=False) as session:
-            return await assigning.ensure_block(session, request, family)
+            return await explicit.ensure_block(session, request, family)
 
     async def claim_affinity(self, cidr: str) -> tuple[list[str], list[str]]:
         """Claim every block of a CIDR: those claimed (or the owner's already), and those of somebody else.

@@ -21,19 +21,16 @@ from calipy.ipam import affinity, handle
 from calipy.ipam import block as blocks
 from calipy.ipam import pools as poolmath
 from calipy.ipam.errors import (
-    AddressNotInPoolError,
     BlockLimitError,
-    ForeignBlockError,
     IPAMError,
     NoBlockError,
     UnknownNodeError,
-    WrongUseError,
 )
 from calipy.ipam.pools import Pool
 from calipy.ipam.releasing import release_affinity
 from calipy.ipam.request import FamilyAssignment, Request
 from calipy.ipam.session import Attempts, Session
-from calipy.net import Family, IPAddress
+from calipy.net import Family
 
 BUILT_IN_BLOCK_LIMIT = 20
 """Blocks per host and family where neither the settings nor the request say anything."""
@@ -85,7 +82,7 @@ async def assign_family(session: Session, request: Request, family: Family, resu
             if not tidied:
                 await _give_up_unselected(session, family, chosen)
                 tidied = True
-            step = await _next_step(session, request, family, chosen, useless)
+            step = await next_step(session, request, family, chosen, useless)
         except IPAMError:
             if not session.is_live:
                 raise
@@ -148,7 +145,7 @@ async def _give_up_unselected(session: Session, family: Family, chosen: Sequence
             continue  # used again, or somebody else's by now: not ours to give up
 
 
-async def _next_step(
+async def next_step(
     session: Session, request: Request, family: Family, chosen: Sequence[Pool], useless: set[str]
 ) -> Step | None:
     """The block to turn to next, or None when there is none left."""
@@ -268,7 +265,7 @@ def collected(session: Session, block: Block) -> Block:
     return blocks.collect(block, now=session.environment.now(), cooldown=session.cooldown)
 
 
-def _fence(session: Session, pool: Pool) -> list[Key]:
+def fence(session: Session, pool: Pool) -> list[Key]:
     """What a decision about a pool rests on besides the block: no address is assigned from settings gone by."""
     keys: list[Key] = [IPAMConfigKey(), ResourceKey("IPPool", pool.name)]
     if session.environment.affinity_type == "host":
@@ -287,7 +284,7 @@ async def _take(session: Session, request: Request, step: Step, result: FamilyAs
     if isinstance(step, Own):
         needed.append(session.environment.affinity_key(step.cidr))
     await session.need(*needed)
-    prepared = await _prepare(session, step)
+    prepared = await prepare(session, step)
     if isinstance(prepared, str):
         return prepared
     base, changes = prepared
@@ -296,8 +293,8 @@ async def _take(session: Session, request: Request, step: Step, result: FamilyAs
     after, ordinals = blocks.assign(base, result.missing, owner, reserved=reserved)
     if not ordinals:
         return "useless"
-    changes = {**changes, block_key: after, **_raise_handle(session, request.handle_id, step.cidr, len(ordinals))}
-    guards = [*_fence(session, step.pool)]
+    changes = {**changes, block_key: after, **raise_handle(session, request.handle_id, step.cidr, len(ordinals))}
+    guards = [*fence(session, step.pool)]
     if isinstance(step, Own):
         guards.append(session.environment.affinity_key(step.cidr))
     if not await session.commit(changes, guards=guards, recognisable=request.unique):
@@ -307,7 +304,7 @@ async def _take(session: Session, request: Request, step: Step, result: FamilyAs
     return "done"
 
 
-async def _prepare(session: Session, step: Step) -> tuple[Block, dict[Key, Any]] | Outcome:
+async def prepare(session: Session, step: Step) -> tuple[Block, dict[Key, Any]] | Outcome:
     """The block to take from, and what else the same write has to change."""
     environment = session.environment
     known = session.known(BlockKey(step.cidr))
@@ -325,11 +322,11 @@ async def _prepare(session: Session, step: Step) -> tuple[Block, dict[Key, Any]]
         theirs = owner_key(block)
         await session.need(theirs, own)
         removed: dict[Key, Any] = {theirs: None} if session.known(theirs).revision else {}
-        return _fresh(session, step.cidr), {**removed, own: BlockAffinity()}
+        return fresh(session, step.cidr), {**removed, own: BlockAffinity()}
     relation = affinity.relation_of(block, environment.owner_text)
     action = affinity.CLAIM[affinity.state_of(_state(session, own)), relation]
     if action == "create":
-        return _fresh(session, step.cidr), {own: BlockAffinity()}
+        return fresh(session, step.cidr), {own: BlockAffinity()}
     if action == "stale":
         return "useless" if await session.commit({own: None}, guards=[BlockKey(step.cidr)]) else "lost"
     if action == "conflict" or block is None:
@@ -353,86 +350,15 @@ def owner_key(block: Block) -> BlockAffinityKey:
     return BlockAffinityKey(name, block.cidr, kind)
 
 
-def _fresh(session: Session, cidr: str) -> Block:
+def fresh(session: Session, cidr: str) -> Block:
     environment = session.environment
     return blocks.new_block(
         cidr, environment.owner_text, now=environment.now(), sequence_number=environment.nanoseconds()
     )
 
 
-def _raise_handle(session: Session, handle_id: str | None, cidr: str, count: int) -> dict[Key, Any]:
+def raise_handle(session: Session, handle_id: str | None, cidr: str, count: int) -> dict[Key, Any]:
     if handle_id is None:
         return {}
     key = HandleKey(handle_id)
     return {key: handle.increment(session.known(key).value, cidr, count)}
-
-
-async def ensure_block(session: Session, request: Request, family: Family) -> str:
-    """A block of the owner with a free address; claimed if there is none.
-
-    Raises:
-        As ``assign_family``; NoBlockError also when no block is left.
-    """
-    attempts = Attempts(f"getting an IPv{family} block for {session.environment.owner}")
-    useless: set[str] = set()
-    while True:
-        await session.need_selection(family)
-        chosen = select_pools(session, request, family)
-        step = await _next_step(session, request, family, chosen, useless)
-        if step is None or isinstance(step, Borrow):
-            names = [str(pool) for pool in chosen]
-            raise NoBlockError(session.environment.owner, family, names, why="every block is somebody's")
-        own = session.environment.affinity_key(step.cidr)
-        await session.need(own, BlockKey(step.cidr))
-        prepared = await _prepare(session, step)
-        if isinstance(prepared, str):
-            useless.add(step.cidr)
-            continue
-        block, changes = prepared
-        if not blocks.usable(block, session.view.reservations.ordinals(block.network)):
-            useless.add(step.cidr)
-            continue
-        if not changes:
-            return step.cidr
-        if await session.commit({**changes, BlockKey(step.cidr): block}, guards=_fence(session, step.pool)):
-            return step.cidr
-        await attempts.lost()
-
-
-async def assign_address(session: Session, address: IPAddress, request: Request, *, check_use: bool) -> None:
-    """Assign one given address, whatever is reserved, selected or capped.
-
-    Raises:
-        AddressNotInPoolError, WrongUseError, ForeignBlockError, AddressTakenError.
-    """
-    attempts = Attempts(f"assigning {address}")
-    environment = session.environment
-    owner = AllocationAttribute(handle_id=request.handle_id, secondary=dict(request.attributes) or None)
-    while True:
-        await session.need_pools()
-        enabled = [pool for pool in session.view.pools if not pool.unusable]
-        pool = poolmath.enclosing(enabled, address)
-        if pool is None:
-            raise AddressNotInPoolError(str(address), [str(pool) for pool in enabled])
-        if check_use and request.use not in pool.allowed_uses:
-            raise WrongUseError(request.use, [f"{pool} allows {', '.join(pool.allowed_uses)}"])
-        cidr = pool.block_of(address)
-        own = environment.affinity_key(cidr)
-        handles = [HandleKey(request.handle_id)] if request.handle_id is not None else []
-        await session.need(IPAMConfigKey(), BlockKey(cidr), own, *handles)
-        found = session.known(BlockKey(cidr))
-        block: Block | None = found.value
-        changes: dict[Key, Any] = {}
-        if block is None:
-            if found.revision:
-                raise AddressNotInPoolError(f"{address} (its block {cidr} cannot be decoded)", [str(pool)])
-            block, changes = _fresh(session, cidr), {own: BlockAffinity()}
-        elif session.config.strict_affinity and block.affinity != environment.owner_text:
-            raise ForeignBlockError(str(address), cidr, block.affinity)
-        block = collected(session, block)
-        changes[BlockKey(cidr)] = blocks.assign_ordinal(block, block.ordinal(address), owner)
-        changes.update(_raise_handle(session, request.handle_id, cidr, 1))
-        guards: list[Key] = [IPAMConfigKey(), ResourceKey("IPPool", pool.name)]
-        if await session.commit(changes, guards=guards, recognisable=request.unique):
-            return
-        await attempts.lost()

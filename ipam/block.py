@@ -228,23 +228,42 @@ def collect(block: Block, *, now: datetime.datetime, cooldown: datetime.timedelt
         for index, attribute in enumerate(block.attributes)
         if attribute.released_at is not None and _age(attribute.released_at, now) >= cooldown
     }
-    used = {index for index in block.allocations if index is not None and index not in cold}
-    if not cold and len(used) == len(block.attributes):
-        return block
     freed = [ordinal for ordinal, index in enumerate(block.allocations) if index in cold]
+    if not freed and len({*block.allocations} - {None}) == len(block.attributes):
+        return block
+    gone = set(freed)
+    return compact(
+        replace(
+            block,
+            allocations=tuple(None if ordinal in gone else index for ordinal, index in enumerate(block.allocations)),
+            unallocated=(*block.unallocated, *freed),
+            sequence_number_for_allocation={
+                ordinal: number
+                for ordinal, number in block.sequence_number_for_allocation.items()
+                if ordinal not in gone
+            },
+        )
+    )
+
+
+def compact(block: Block) -> Block:
+    """The block without attributes that nobody refers to; the others move up.
+
+    An index that points nowhere is left for ``check`` to find: dropping it could free an address in use.
+    """
+    used = set(block.allocations)
     kept = [index for index in range(len(block.attributes)) if index in used]
     moved: dict[int | None, int | None] = {old: new for new, old in enumerate(kept)}
-    gone = set(freed)
     return replace(
         block,
-        # An index that points nowhere is left for `check` to find: dropping it could free an address in use.
-        allocations=tuple(None if index in cold else moved.get(index, index) for index in block.allocations),
-        unallocated=(*block.unallocated, *freed),
+        allocations=tuple(moved.get(index, index) for index in block.allocations),
         attributes=tuple(block.attributes[index] for index in kept),
-        sequence_number_for_allocation={
-            ordinal: number for ordinal, number in block.sequence_number_for_allocation.items() if ordinal not in gone
-        },
     )
+
+
+def released_later(attribute: AllocationAttribute, now: datetime.datetime) -> bool:
+    """Whether a cooling address claims to be released in the future, or at a time nobody can read."""
+    return attribute.released_at is not None and _age(attribute.released_at, now) < datetime.timedelta(0)
 
 
 def _age(released_at: str, now: datetime.datetime) -> datetime.timedelta:
@@ -283,7 +302,7 @@ def problems(block: Block, *, now: datetime.datetime) -> list[str]:
     for index, attribute in enumerate(block.attributes):
         if index not in referenced:
             found.append(f"attribute {index} (handle {attribute.handle_id}) is used by no address")
-        if attribute.released_at is not None and _age(attribute.released_at, now) < datetime.timedelta(0):
+        if released_later(attribute, now):
             found.append(f"attribute {index} was released at {attribute.released_at}, which lies in the future")
     for ordinal, times in sorted(Counter(block.unallocated).items()):
         if not 0 <= ordinal < block.size:

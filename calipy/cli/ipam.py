@@ -1,133 +1,19 @@
-"""``calipy ipam``: see and change who has which addresses.
-
-Each command builds an action; what runs it decides where the store comes from. So the command line and the conformance
-cases go through the same parsing and the same code.
-"""
+"""``calipy ipam``: see and change who has which addresses."""
 
 from __future__ import annotations
 
-import datetime
 import ipaddress
-import json
-import sys
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Sequence
 
 import click
 from msgspec.structs import replace
 
-from calipy import clock
-from calipy.cli.session import current
-from calipy.datastore.ipam import IPAMConfig
-from calipy.datastore.store import Store
+from calipy.cli.ipam_mend import capacity, check, repair, split
+from calipy.cli.ipam_output import Collected, Output, Place, config_option, do, number, output_option
 from calipy.errors import CalipyError, InvalidInputError
-from calipy.ipam import audit, report, snapshot, splitting
-from calipy.ipam.allocator import DEFAULTS, Allocator
+from calipy.ipam import report, snapshot
 
-CONFIG_FILE = "calipy.cli.ipam.config_file"
-"""Where a command's context keeps the configuration file that was given."""
-
-NOBODY = "calipy-cli"
-"""Owner of no blocks: the command line only looks, releases and configures."""
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """What a command says.
-
-    Attributes:
-        text: for people, when there is no table.
-        columns: heads of the table.
-        rows: its rows.
-        document: the same for programs.
-        exit_code: 0 for success.
-    """
-
-    text: str = ""
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-    document: Any = None
-    exit_code: int = 0
-
-    def shown(self, form: str) -> str:
-        """The text to print: ``table`` or ``json``."""
-        if form == "json":
-            return json.dumps(self.document, indent=2) + "\n"
-        shown = table(self.columns, self.rows) if self.columns else ""
-        return shown + (self.text + "\n" if self.text else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where an action is carried out.
-
-    Attributes:
-        store: the datastore.
-        defaults: settings for a store without any.
-        now: wall clock.
-        settle: seconds to wait for requests under way after a pool was disabled.
-    """
-
-    store: Store
-    defaults: IPAMConfig = DEFAULTS
-    now: Callable[[], datetime.datetime] = clock.wall
-    settle: float = 0.5
-
-    def allocator(self) -> Allocator:
-        """An allocator that owns nothing."""
-        return Allocator(self.store, NOBODY, defaults=self.defaults, now=self.now)
-
-
-Action: TypeAlias = Callable[[Place], Awaitable[Output]]
-
-
-@dataclass(slots=True)
-class Collected:
-    """Takes the action out of click for callers that run it themselves."""
-
-    actions: list[Action] = field(default_factory=list)
-
-
-def _do(action: Action, form: str = "table") -> None:
-    collected = click.get_current_context().find_object(Collected)
-    if collected is not None:
-        collected.actions.append(action)
-        return
-    output = current(click.get_current_context().meta.get(CONFIG_FILE)).run(lambda client: action(Place(client.store)))
-    print(output.shown(form), end="", file=sys.stderr if output.exit_code and form == "table" else sys.stdout)
-    if output.exit_code:
-        sys.exit(output.exit_code)
-
-
-def _remember(context: click.Context, parameter: click.Parameter, value: str | None) -> None:
-    del parameter
-    context.meta[CONFIG_FILE] = value
-
-
-async def invoke(place: Place, arguments: Sequence[str]) -> Output:
-    """Run one command line, e.g. ``["show", "--show-blocks"]``, on a given store."""
-    collected = Collected()
-    try:
-        command.main(list(arguments), standalone_mode=False, obj=collected)
-        outputs = [await action(place) for action in collected.actions]
-    except CalipyError as error:
-        return Output(text=str(error), exit_code=1)
-    except click.ClickException as error:
-        return Output(text=error.format_message(), exit_code=1)
-    return outputs[-1] if outputs else Output()
-
-
-config_option = click.option(
-    "--config",
-    "config_file",
-    expose_value=False,
-    callback=_remember,
-    help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].",
-)
-output_option = click.option(
-    "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
-)
+__all__ = ["Output", "Place", "command", "invoke"]
 
 
 @click.group()
@@ -153,13 +39,13 @@ def show(show_blocks: bool, address: str | None, show_borrowed: bool, show_confi
     """
     if address is not None:
         wanted = address
-        _do(lambda place: _show_address(place, wanted), form)
+        do(lambda place: _show_address(place, wanted), form)
     elif show_borrowed:
-        _do(_show_borrowed, form)
+        do(_show_borrowed, form)
     elif show_configuration:
-        _do(_show_configuration, form)
+        do(_show_configuration, form)
     else:
-        _do(lambda place: _show_usage(place, blocks=show_blocks), form)
+        do(lambda place: _show_usage(place, blocks=show_blocks), form)
 
 
 async def _show_usage(place: Place, *, blocks: bool) -> Output:
@@ -193,14 +79,9 @@ def _figures(entry: report.PoolUsage | report.BlockUsage) -> dict[str, int]:
 
 def _usage_row(grouping: str, cidr: str, entry: report.PoolUsage | report.BlockUsage) -> tuple[str, ...]:
     def share(count: int) -> str:
-        return f"{_number(count)} ({100 * count / entry.total if entry.total else 0:.0f}%)"
+        return f"{number(count)} ({100 * count / entry.total if entry.total else 0:.0f}%)"
 
-    return (grouping, cidr, _number(entry.total), share(entry.in_use), share(entry.reserved), share(entry.available))
-
-
-def _number(count: int) -> str:
-    """As calicoctl prints it: five digits, then powers of ten."""
-    return str(count) if count < 100_000 else f"{count:.5g}"
+    return (grouping, cidr, number(entry.total), share(entry.in_use), share(entry.reserved), share(entry.available))
 
 
 async def _show_address(place: Place, text: str) -> Output:
@@ -289,7 +170,7 @@ def configure(
     Examples:
       calipy ipam configure --strictaffinity=true --max-blocks-per-host=4
     """
-    _do(
+    do(
         lambda place: _configure(
             place, strictaffinity, max_blocks_per_host, ip_cooldown_seconds, kubevirt_ip_persistence
         )
@@ -320,7 +201,7 @@ def release(address: str | None) -> None:
 
     The address is free at once: make sure that no pod uses it (calipy ipam show --ip, calipy ipam check).
     """
-    _do(lambda place: _release(place, address))
+    do(lambda place: _release(place, address))
 
 
 async def _release(place: Place, address: str | None) -> Output:
@@ -332,60 +213,18 @@ async def _release(place: Place, address: str | None) -> Output:
     return Output(text=f"released {address}")
 
 
-@command.command()
-@click.argument("number", type=int)
-@click.option("--cidr", default=None, help="CIDR of the pool.")
-@click.option("--name", default=None, help="Name of the pool.")
-@config_option
-def split(number: int, cidr: str | None, name: str | None) -> None:
-    """Cut a pool into NUMBER equal parts (a power of two). The datastore must be locked.
-
-    The parts are called split-<name>-0 and so on; addresses and blocks stay as they are.
-    """
-    if (cidr is None) == (name is None):
-        raise click.UsageError("give either --cidr or --name")
-    _do(lambda place: _split(place, number, cidr, name))
+for other in (check, capacity, repair, split):
+    command.add_command(other)
 
 
-async def _split(place: Place, number: int, cidr: str | None, name: str | None) -> Output:
-    parts = await splitting.split(place.store, number, cidr=cidr, name=name, now=place.now, settle=place.settle)
-    return Output(text="split into " + ", ".join(f"{part.name} ({part.spec.cidr})" for part in parts))
-
-
-@command.command()
-@click.option("--show-all-ips", is_flag=True, help="Also list every allocated address and who uses it.")
-@output_option
-@config_option
-def check(show_all_ips: bool, form: str) -> None:
-    """Check that blocks, handles, affinities, endpoints and nodes fit together.
-
-    Every finding is explained with its evidence. Nothing is changed.
-    """
-    _do(lambda place: _check(place, show_all=show_all_ips), form)
-
-
-async def _check(place: Place, *, show_all: bool) -> Output:
-    picture = await snapshot.read(place.store, snapshot.EVERYTHING)
-    result = audit.audit(picture, now=place.now())
-    lines = [f"{name.replace('_', ' ')}: {count}" for name, count in result.summary.items()]
-    if show_all:
-        lines += [f"{entry.address}: {', '.join(entry.users) or 'nobody'}" for entry in result.allocated]
-    lines += [f"{'PROBLEM' if f.problem else 'note'}: {f.kind}: {f.text}" for f in result.findings]
-    document = {
-        "summary": result.summary,
-        "findings": [
-            {name: getattr(f, name) for name in ("kind", "problem", "text", "address", "block", "handle", "node")}
-            for f in result.findings
-        ],
-        "report": audit.report(picture, result),
-    }
-    return Output(text="\n".join(lines), document=document)
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A bordered table, as calicoctl draws it."""
-    widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
-    rule = "+" + "+".join("-" * (width + 2) for width in widths) + "+"
-    head = "|" + "|".join(f" {name:^{width}} " for name, width in zip(columns, widths, strict=True)) + "|"
-    body = ["|" + "|".join(f" {cell:<{width}} " for cell, width in zip(row, widths, strict=True)) + "|" for row in rows]
-    return "\n".join((rule, head, rule, *body, rule)) + "\n"
+async def invoke(place: Place, arguments: Sequence[str]) -> Output:
+    """Run one command line, e.g. ``["show", "--show-blocks"]``, on a given store."""
+    collected = Collected()
+    try:
+        command.main(list(arguments), standalone_mode=False, obj=collected)
+        outputs = [await action(place) for action in collected.actions]
+    except CalipyError as error:
+        return Output(text=str(error), exit_code=1)
+    except click.ClickException as error:
+        return Output(text=error.format_message(), exit_code=1)
+    return outputs[-1] if outputs else Output()
