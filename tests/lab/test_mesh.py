@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +20,7 @@ from calipy.containerlab.mesh import (
     wrong_cells,
 )
 
-# One mesh, used by all tests of this file in their order: they must run in one process.
-pytestmark = [pytest.mark.lab, pytest.mark.xdist_group("mesh"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(240)]
 
 
 def everybody(_a: Pod, _b: Pod, _protocol: str) -> bool:
@@ -33,11 +33,12 @@ def only_the_client_to_web(a: Pod, b: Pod, protocol: str) -> bool:
 
 @pytest.fixture(scope="module")
 def topology(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped topology under a name of its own."""
+    """The shipped topology under a name of this process's own."""
+    name = f"meshtest{os.getpid()}"
     directory = tmp_path_factory.mktemp("mesh")
     (directory / "configs").symlink_to(TOPOLOGY.parent / "configs")
-    text = TOPOLOGY.read_text().replace("name: mesh", "name: meshtest", 1)
-    file = directory / "meshtest.clab.yml"
+    text = TOPOLOGY.read_text().replace("name: mesh", f"name: {name}", 1)
+    file = directory / f"{name}.clab.yml"
     file.write_text(text)
     return file
 
