@@ -25,11 +25,11 @@ from calipy.datastore.ipam import (
     BlockAffinity,
     Handle,
 )
-from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, Key, parse, path, resource_prefix
+from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, Key, parse, path
 from calipy.datastore.store import Compare, Delete, Get, Operation, Put, Store
 from calipy.ipam import block as blocks
 from calipy.ipam.audit import Audit, audit
-from calipy.ipam.snapshot import Snapshot, read
+from calipy.ipam.snapshot import USERS, Snapshot, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,8 +268,7 @@ async def _users_of(store: Store, addresses: tuple[str, ...]) -> list[str]:
     """Who uses any of the addresses now. An object that cannot be read counts as a user: it may be one."""
     if not addresses:
         return []
-    prefixes = (resource_prefix("WorkloadEndpoint"), resource_prefix("Node"))
-    picture = await read(store, prefixes)
+    picture = await read(store, USERS)
     unreadable = [place for place in picture.undecodable if parse(place) is not None]
     users = audit(picture, now=datetime.datetime.now(datetime.UTC)).users
     return [*unreadable, *(f"{a} by {', '.join(users[a])}" for a in addresses if a in users)]

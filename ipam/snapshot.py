@@ -65,11 +65,13 @@ class Snapshot:
 USAGE = (resource_prefix("IPPool"), resource_prefix("IPReservation"), BLOCKS)
 """What it takes to tell how full the pools are."""
 
+USERS = (resource_prefix("WorkloadEndpoint"), resource_prefix("Node"))
+"""Who may use an address: endpoints, and nodes for their tunnels."""
+
 EVERYTHING = (
     *USAGE,
+    *USERS,
     resource_prefix("ClusterInformation"),
-    resource_prefix("Node"),
-    resource_prefix("WorkloadEndpoint"),
     AFFINITIES,
     VIRTUAL_AFFINITIES,
     HANDLES,
