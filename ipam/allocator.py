@@ -245,6 +245,11 @@ class Allocator:
         async with self._lock, self._session(live=False) as session:
             return await releasing.release_addresses(session, wanted)
 
+    async def free_cooled(self) -> int:
+        """Free what has cooled down in blocks that nobody writes; in how many blocks. O(blocks)."""
+        async with self._lock, self._session(live=False) as session:
+            return await releasing.free_cooled(session)
+
     async def ips_by_handle(self, handle_id: str) -> list[str]:
         """The addresses a handle has. Raises ``HandleNotFoundError``."""
         async with self._session(live=False) as session:

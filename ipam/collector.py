@@ -195,7 +195,7 @@ class Collected:
 async def collect(
     store: Store, allocator: Allocator, tracker: LeakTracker, *, now: Callable[[], datetime.datetime]
 ) -> Collected:
-    """One pass: look, decide, look again at the users, release.
+    """One pass: look, decide, look again at the users, release; then free what has cooled down, and idle blocks.
 
     Run it no more often than every half grace period. Several nodes may run it at once: every release is guarded.
     """
@@ -211,6 +211,10 @@ async def collect(
                 done.released += [r.address for r in requests if r.address not in result.unallocated]
             except CalipyError as error:
                 done.failed.append(str(error))
+    try:
+        await allocator.free_cooled()
+    except CalipyError as error:
+        done.failed.append(str(error))
     for key in decision.blocks:
         await _try(done, key.cidr, allocator.release_affinity(key.cidr, host=key.host, must_be_empty=True))
     for host in decision.gone:

@@ -201,6 +201,34 @@ async def _lower_alone(session: Session, key: HandleKey, counts: Mapping[str, in
         await attempts.lost()
 
 
+async def free_cooled(session: Session) -> int:
+    """Put addresses that have cooled down back into the free lists of blocks that nobody writes; how many blocks."""
+    await session.need(IPAMConfigKey())
+    written = 0
+    families: tuple[Family, ...] = (4, 6)
+    for family in families:
+        await session.need_blocks(family)
+        for cidr in list(session.view.blocks(family)):
+            attempts = Attempts(f"freeing what has cooled down in {cidr}")
+            while (changes := _without_cooled(session, cidr)) is not None:
+                if await session.commit(changes):
+                    written += 1
+                    break
+                await attempts.lost()
+    return written
+
+
+def _without_cooled(session: Session, cidr: str) -> dict[Key, Any] | None:
+    block: Block | None = session.known(BlockKey(cidr)).value
+    if block is None or not any(attribute.cooling for attribute in block.attributes):
+        return None
+    after = blocks.collect(block, now=session.environment.now(), cooldown=session.cooldown)
+    if after is block:
+        return None
+    needed = after.affinity is not None or not after.empty
+    return {BlockKey(cidr): blocks.rewrite(after) if needed else None}
+
+
 async def _keep_affinities_consistent(session: Session, cidrs: Sequence[str]) -> None:
     """Give up blocks that became empty and lie in a pool that does not select their host any more."""
     for cidr in cidrs:

@@ -297,6 +297,23 @@ async def test_i10_cooldown(store: Store) -> None:
     assert (await one.auto_assign(num4=1, handle_id="i")).ipv4 == ["10.1.0.1"]
 
 
+async def test_i10_idle_blocks(store: Store) -> None:
+    """I10: what has cooled down in a block that nobody writes is freed by a pass; the next pass writes nothing."""
+    await cluster(store, pools=TWO_BLOCKS)
+    clock = Clock()
+    one = Allocator(store, "n1", now=clock.now, nanoseconds=clock.nanoseconds)
+    await one.set_config(IPAMConfig(strict_affinity=True, cooldown_seconds=10))
+    done = await one.auto_assign(num4=2, handle_id="h")
+    await one.release_by_handle("h")
+    assert await one.free_cooled() == 0
+    clock.forward(seconds=10)
+    assert await one.free_cooled() == 1
+    assert (await read(store, BlockKey(done.families[4].blocks[0]))).empty
+    before = (await store.list("/calico/")).revision
+    assert await one.free_cooled() == 0
+    assert (await store.list("/calico/")).revision == before
+
+
 async def test_i11_guarded_release(store: Store) -> None:
     """I11: a wrong handle or an old sequence number frees nothing, also for the same handle and after re-creation."""
     await cluster(store, pools={"amber": {"cidr": "10.1.0.0/30", "blockSize": 30}})
