@@ -147,8 +147,8 @@ class Felix:
         reasons = []
         if not self._in_sync:
             reasons.append("the datastore has not been read completely yet")
-        elif self._graph.datastore_ready is False:
-            reasons.append("ClusterInformation says that the datastore is not ready")
+        elif not self._graph.datastore_ready:
+            reasons.append("ClusterInformation does not say that the datastore is ready")
         elif self._last is None:
             reasons.append("nothing has been programmed yet")
         reasons += errors[:3]
@@ -203,7 +203,7 @@ class Felix:
                 watch.result()
             await self._gather()
             report = await self._dataplane.apply()
-            if self._in_sync and self._graph.datastore_ready is not False:
+            if self._in_sync and self._graph.datastore_ready:
                 self._last, self._applied_at = report, self._clock()
                 if report.ok:
                     self._applied_revision = self._flushed_revision
@@ -225,12 +225,11 @@ class Felix:
             await self._wait(until)
 
     def _flush(self) -> Changes | None:
-        if self._in_sync and self._graph.datastore_ready is False:
+        """What the graph says; None as long as nothing may be programmed."""
+        if not (self._in_sync and self._graph.datastore_ready):
             return None
-        changes = self._graph.flush()
-        if self._in_sync:
-            self._flushed_revision = self._received_revision
-        return changes if changes or changes.in_sync else None
+        self._flushed_revision = self._received_revision
+        return self._graph.flush()
 
     async def _wait(self, deadline: float | None) -> None:
         """Wait for news, or until ``deadline``."""

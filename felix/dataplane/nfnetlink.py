@@ -60,6 +60,21 @@ class NetfilterSocket:
         request = netlink.message(kind, netlink.NLM_F_DUMP, _GENERIC_HEADER.pack(family, 0, 0) + attributes)
         return self._ask(doing, request, many=True)
 
+    def execute(self, kind: int, family: int, attributes: bytes) -> int:
+        """Have the kernel do something; its errno, 0 for done."""
+        request = netlink.message(kind, netlink.NLM_F_ACK, _GENERIC_HEADER.pack(family, 0, 0) + attributes)
+        self._send(request)
+        while True:
+            for answer, _flags, sequence, body in netlink.split(self._socket.recv(_RECEIVE)):
+                if sequence == self._sequence and answer == _ERROR:
+                    return -int(struct.unpack_from("=i", body)[0])
+
+    def _send(self, request: bytes) -> None:
+        self._sequence += 1
+        message = bytearray(request)
+        struct.pack_into("=I", message, 8, self._sequence)
+        self._socket.send(message)
+
     def _ask(self, doing: str, request: bytes, *, many: bool) -> list[bytes]:
         for _ in range(_DUMP_ATTEMPTS):
             replies, interrupted = self._exchange(doing, request, many=many)
@@ -68,10 +83,7 @@ class NetfilterSocket:
         raise KernelError(f"cannot {doing}: it kept changing while it was read", code=errno.EINTR)
 
     def _exchange(self, doing: str, request: bytes, *, many: bool) -> tuple[list[bytes], bool]:
-        self._sequence += 1
-        message = bytearray(request)
-        struct.pack_into("=I", message, 8, self._sequence)
-        self._socket.send(message)
+        self._send(request)
         replies: list[bytes] = []
         interrupted = False
         while True:

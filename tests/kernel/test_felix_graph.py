@@ -86,7 +86,7 @@ def test_nothing_is_written_while_the_cluster_says_not_ready(node: Node) -> None
     felix = node.felix(graph=True)
     not_ready = make("ClusterInformation", "default", {"datastoreReady": False})
     felix.events(not_ready, TIER, POOL, namespace_profile("shop"), of(one), of(two))
-    until(lambda: "not ready" in " ".join(felix.status().reasons))
+    until(lambda: "ClusterInformation" in " ".join(felix.status().reasons))
     assert not felix.status().ready
     assert one.interface not in node.rules()
     felix.events(READY)
