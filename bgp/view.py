@@ -7,14 +7,15 @@ addresses this node uses, is all that routing asks.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from calipy.bgp import advertise, peering
 from calipy.bgp.advertise import Communities, Originated, Pools
 from calipy.bgp.fib import Programming
-from calipy.bgp.peering import NodeInfo, Peering, PeeringInputs
+from calipy.bgp.peering import NodeInfo, Peering, PeeringInputs, Session
+from calipy.bgp.reflect import Reflector
 from calipy.datastore import codec, keys
 from calipy.datastore.ipam import Block, BlockAffinity
 from calipy.datastore.resources import BGPConfigurationSpec, BGPPeerSpec, IPPoolSpec, NodeSpec, Resource
@@ -161,6 +162,16 @@ class View:
             borrowed=frozenset(one for one in advertise.borrowed(self._in_use, own) if pools.exports(one)),
             services=frozenset(self.service_ranges()[0]),
             communities=communities,
+        )
+
+    def reflector(self, sessions: Mapping[IPAddress, Session]) -> Reflector | None:
+        """How this node reflects, None if it is no route reflector."""
+        cluster_id = self.node.cluster_id if self.node else None
+        if cluster_id is None:
+            return None
+        pools, services = self.pools(), self.service_ranges()[1]
+        return Reflector(
+            cluster_id, lambda prefix: pools.exports(prefix) or advertise.inside(prefix, services), sessions
         )
 
     def own_prefixes(self) -> frozenset[Prefix]:

@@ -1,0 +1,85 @@
+"""Route reflection (RFC 4456): what a reflector passes on of what it has learned, and with which attributes. Pure.
+
+A node is a reflector if its Node has a ``routeReflectorClusterID``. Other nodes pass nothing on: in a mesh everybody
+hears of everything at first hand, and towards the fabric each node speaks for itself only, so that no node becomes
+transit for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address
+
+from calipy.bgp.decision import Best
+from calipy.bgp.path import Attributes, Path, Segment, intern
+from calipy.bgp.peering import Session
+from calipy.net import IPAddress, Prefix
+
+
+@dataclass(frozen=True, slots=True)
+class Reflector:
+    """How this node reflects.
+
+    Attributes:
+        cluster_id: ours.
+        sessions: by peer, to know from whom a path came.
+        accepts: which prefixes may be passed on: those in exported pools and service ranges.
+    """
+
+    cluster_id: IPv4Address
+    accepts: Callable[[Prefix], bool]
+    sessions: Mapping[IPAddress, Session] = field(default_factory=dict)
+
+    def exports(self, loc_rib: Mapping[Prefix, Best], to: Session, local: IPAddress) -> dict[Prefix, Attributes]:
+        """What a session is told of others' routes: best paths only.
+
+        Also told to whom a path came from: it recognises itself in ORIGINATOR_ID, and one set for all clients is
+        much cheaper for the speaker than one for each. O(prefixes).
+
+        Args:
+            loc_rib: best paths.
+            to: the session.
+            local: our address in it.
+        """
+        return {
+            prefix: self._attributes(best.path, to, local)
+            for prefix, best in loc_rib.items()
+            if prefix.version == to.family and self.accepts(prefix) and self._passes(best.path, to)
+        }
+
+    def _passes(self, path: Path, to: Session) -> bool:
+        """RFC 4456 6: from clients and eBGP to everybody, from non-clients to clients and eBGP."""
+        source = self.sessions.get(path.peer.address)
+        return source is not None and (source.external or source.client or to.external or to.client)
+
+    def _attributes(self, path: Path, to: Session, local: IPAddress) -> Attributes:
+        learned = path.attributes
+        if to.external:
+            return intern(
+                Attributes(
+                    next_hop=learned.next_hop if to.next_hop == "keep" else local,
+                    origin=learned.origin,
+                    as_path=_prepended(learned.as_path, to.local_as),
+                    communities=learned.communities,
+                    large_communities=learned.large_communities,
+                )
+            )
+        if path.peer.external:
+            # Into the AS as any border router does: originated here, the way out stays the one that was learned.
+            hop = local if to.next_hop == "self" else learned.next_hop
+            return intern(replace(learned, next_hop=hop, local_preference=learned.local_preference or 100))
+        return intern(
+            replace(
+                learned,
+                local_preference=100 if learned.local_preference is None else learned.local_preference,
+                originator_id=learned.originator_id or path.peer.router_id,
+                cluster_list=(self.cluster_id, *learned.cluster_list),
+            )
+        )
+
+
+def _prepended(as_path: tuple[Segment, ...], number: int) -> tuple[Segment, ...]:
+    if as_path and as_path[0].kind == "sequence":
+        return (Segment("sequence", (number, *as_path[0].numbers)), *as_path[1:])
+    return (Segment("sequence", (number,)), *as_path)
