@@ -20,6 +20,7 @@ from calipy.containerlab import (
     linkspec,
     management,
     registry,
+    resolver,
     wiring,
 )
 from calipy.containerlab.agent import Agent
@@ -70,6 +71,7 @@ class Lab:
         self._made_directory = False
         self._host_agent: Agent | None = None
         self._etcd_endpoint = ""
+        self._resolver: asyncio.DatagramTransport | None = None
         self._directory_fd = -1
         self._ending = False
 
@@ -156,12 +158,24 @@ class Lab:
         self._directory_fd = os.open(topology.lab_directory, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
         if topology.uses_management and wiring.create_bridge(self._host, self.cabling.bridge, topology.management):
             self._made_bridge = self.cabling.bridge
+        await self._resolve_names(topology)
         if embedded.needed(topology, profiles) and not self._etcd_endpoint:
             if reason := embedded.obstacle(topology, profiles):
                 await report("warning", f"calipy nodes have no ETCD_ENDPOINTS, and there is {reason}")
             else:
                 self._etcd_endpoint, line = await embedded.start(topology, await self.host_agent())
                 await report("info", line)
+
+    async def _resolve_names(self, topology: Topology) -> None:
+        """Answer the nodes' questions for each other's names, at the gateway."""
+        gateway = topology.management.ipv4_gateway
+        if self._resolver is None and topology.uses_management and gateway:
+            # Another lab's, on a bridge that both use in the machine's own namespace, leaves no room for a second one.
+            with contextlib.suppress(OSError):
+                self._resolver = await resolver.serve(gateway, self._names)
+
+    def _names(self) -> resolver.Names:
+        return resolver.names((running.node, running.addresses) for running in self.nodes.values())
 
     def _check(self, topology: Topology, work: Plan, *, create_bridges: bool) -> None:
         """What only the machine can tell, before anything is made.
@@ -372,12 +386,15 @@ class Lab:
         await asyncio.gather(*(self._end(running) for running in nodes.values()))
         if self._host_agent is not None:
             await self._host_agent.close()
+        if self._resolver is not None:
+            self._resolver.close()
         if self._made_bridge and self._on_machine:
             registry.remove_bridge(self._made_bridge)
         self.cabling.close()
         if self._directory_fd >= 0:
             os.close(self._directory_fd)
-        self._host_agent, self._etcd_endpoint, self._made_bridge, self._directory_fd = None, "", "", -1
+        self._host_agent, self._resolver, self._directory_fd = None, None, -1
+        self._etcd_endpoint, self._made_bridge = "", ""
         self.topology = None
 
     # --- views
