@@ -22,7 +22,7 @@ from calipy.errors import InvalidInputError
 from calipy.ipam import assigning, claiming, explicit, releasing
 from calipy.ipam import pools as poolmath
 from calipy.ipam.errors import HandleNotFoundError, IPAMError, NotAllocatedError, RefusedConfigError
-from calipy.ipam.handle import sanitise
+from calipy.ipam.handle import blocks_of, sanitise
 from calipy.ipam.pools import Pool, Start, Use
 from calipy.ipam.request import Assignment, FamilyAssignment, ReleaseRequest, ReleaseResult, Request
 from calipy.ipam.session import Attempts, Environment, Session
@@ -258,9 +258,10 @@ class Allocator:
             handle: Handle | None = session.known(key).value
             if handle is None:
                 raise HandleNotFoundError(handle_id)
-            await session.need(*(BlockKey(cidr) for cidr in handle.blocks))
+            cidrs = blocks_of(handle)
+            await session.need(*(BlockKey(cidr) for cidr in cidrs))
             found: list[str] = []
-            for cidr in sorted(handle.blocks):
+            for cidr in cidrs:
                 block: Block | None = session.known(BlockKey(cidr)).value
                 if block is not None:
                     found += [str(a) for a, attribute in block.assignments() if attribute.handle_id == key.handle_id]

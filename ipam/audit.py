@@ -107,7 +107,7 @@ class Audit:
 
 def audit(snapshot: Snapshot, *, now: datetime.datetime) -> Audit:
     """Check everything. O(allocated addresses + handles + endpoints) × pools."""
-    result = Audit(users=_users(snapshot))
+    result = Audit(users=users_of(snapshot))
     result.allocated = list(_allocated(snapshot, result.users))
     by_address = {entry.address: entry for entry in result.allocated}
     held: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
@@ -141,7 +141,8 @@ def audit(snapshot: Snapshot, *, now: datetime.datetime) -> Audit:
     return result
 
 
-def _users(snapshot: Snapshot) -> dict[str, list[str]]:
+def users_of(snapshot: Snapshot) -> dict[str, list[str]]:
+    """Address → who uses it: workload endpoints, and nodes for their tunnels."""
     users: dict[str, list[str]] = defaultdict(list)
     for endpoint in snapshot.endpoints:
         for network in endpoint.spec.ip_networks:

@@ -19,7 +19,7 @@ from calipy.datastore.keys import BlockAffinityKey, parse
 from calipy.datastore.store import Store
 from calipy.errors import CalipyError
 from calipy.ipam import snapshot as pictures
-from calipy.ipam.audit import Allocated, audit
+from calipy.ipam.audit import Allocated, audit, users_of
 from calipy.ipam.request import ReleaseRequest
 from calipy.ipam.snapshot import Snapshot
 
@@ -233,5 +233,4 @@ async def _try(done: Collected, what: str, call: Awaitable[None]) -> None:
 async def _users(store: Store) -> tuple[Iterable[str], bool]:
     """Addresses in use now, and whether every possible user could be read."""
     picture = await pictures.read(store, pictures.USERS)
-    users = audit(picture, now=datetime.datetime.now(datetime.UTC)).users
-    return users, not any(_names_a_user(place) for place in picture.undecodable)
+    return users_of(picture), not any(_names_a_user(place) for place in picture.undecodable)

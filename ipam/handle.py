@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
-from calipy.datastore.ipam import Handle
+from calipy.datastore.ipam import Handle, network_of
 from calipy.errors import InvalidInputError
 
 
@@ -46,3 +46,16 @@ def decrement(handle: Handle, counts: Mapping[str, int]) -> Handle | None:
     left = {cidr: count - counts.get(cidr, 0) for cidr, count in handle.blocks.items()}
     blocks = {cidr: count for cidr, count in left.items() if count > 0}
     return replace(handle, blocks=blocks) if blocks else None
+
+
+def blocks_of(handle: Handle) -> list[str]:
+    """The blocks a handle names, in order of text; entries that are no CIDR name none."""
+    return sorted(cidr for cidr in handle.blocks if _is_cidr(cidr))
+
+
+def _is_cidr(text: str) -> bool:
+    try:
+        network_of(text)
+    except ValueError:
+        return False
+    return True

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from calipy.datastore.ipam import Block, Handle, network_of
@@ -26,6 +26,9 @@ from calipy.net import Family, IPAddress
 _CHUNK = 40
 """Blocks, or handles, that one transaction changes at most: etcd takes 128 operations."""
 
+_CHUNK_ADDRESSES = 8192
+"""Addresses of all blocks of one transaction at most."""
+
 
 async def release_handle(session: Session, handle_id: str) -> list[str]:
     """Release every address of a handle; those released, in order of block and address.
@@ -40,12 +43,25 @@ async def release_handle(session: Session, handle_id: str) -> list[str]:
         raise HandleNotFoundError(handle_id)
     released: list[str] = []
     emptied: list[str] = []
-    cidrs = sorted(found.blocks)
-    for first in range(0, len(cidrs), _CHUNK):
-        chunk = cidrs[first : first + _CHUNK]
+    for chunk in _chunks(handle.blocks_of(found)):
         released += await _release_handle_from(session, key, chunk, emptied)
     await _keep_affinities_consistent(session, emptied)
     return released
+
+
+def _chunks(cidrs: Sequence[str]) -> Iterator[list[str]]:
+    """What fits into one transaction, by number and by size: etcd takes 1.5 MB."""
+    chunk: list[str] = []
+    addresses = 0
+    for cidr in cidrs:
+        size = network_of(cidr).num_addresses
+        if chunk and (len(chunk) == _CHUNK or addresses + size > _CHUNK_ADDRESSES):
+            yield chunk
+            chunk, addresses = [], 0
+        chunk.append(cidr)
+        addresses += size
+    if chunk:
+        yield chunk
 
 
 async def _release_handle_from(session: Session, key: HandleKey, cidrs: Sequence[str], emptied: list[str]) -> list[str]:

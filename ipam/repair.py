@@ -28,7 +28,7 @@ from calipy.datastore.ipam import (
 from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, Key, parse, path
 from calipy.datastore.store import Compare, Delete, Get, Operation, Put, Store
 from calipy.ipam import block as blocks
-from calipy.ipam.audit import Audit, audit
+from calipy.ipam.audit import Audit, audit, users_of
 from calipy.ipam.snapshot import USERS, Snapshot, read
 
 
@@ -270,5 +270,5 @@ async def _users_of(store: Store, addresses: tuple[str, ...]) -> list[str]:
         return []
     picture = await read(store, USERS)
     unreadable = [place for place in picture.undecodable if parse(place) is not None]
-    users = audit(picture, now=datetime.datetime.now(datetime.UTC)).users
+    users = users_of(picture)
     return [*unreadable, *(f"{a} by {', '.join(users[a])}" for a in addresses if a in users)]

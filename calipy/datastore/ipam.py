@@ -231,6 +231,8 @@ def decode_block(value: bytes, *, key: str = "") -> Block:
     expected = block_size(block.cidr, key=key)
     if block.size != expected:
         raise UndecodableError(f"has {block.size} slots for {expected} addresses", key=key, field="allocations")
+    if "/block/" in key and not _is_at(key, block.cidr):
+        raise UndecodableError("is not the block that the key names", key=key, field="cidr", value=block.cidr)
     return block
 
 
@@ -310,6 +312,14 @@ def block_size(cidr: str, *, key: str = "") -> int:
     if network.max_prefixlen - network.prefixlen > 16:
         raise UndecodableError("is too large for a block", key=key, field="cidr", value=cidr)
     return network.num_addresses
+
+
+def _is_at(key: str, cidr: str) -> bool:
+    address, _, length = key.rpartition("/")[2].rpartition("-")
+    try:
+        return ipaddress.ip_network(f"{address}/{length}", strict=False) == network_of(cidr)
+    except ValueError:
+        return False
 
 
 _T = TypeVar("_T", bound=msgspec.Struct)

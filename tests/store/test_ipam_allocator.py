@@ -384,6 +384,18 @@ async def test_i13_handle_over_many_blocks(store: Store) -> None:
     assert sorted(await one.release_by_handle("h")) == sorted(got)
 
 
+async def test_i13_handle_with_nonsense_in_it(store: Store) -> None:
+    """I13: an entry that is no CIDR, or names no block, does not keep the others from being released."""
+    await cluster(store, pools=SLASH24)
+    one = Allocator(store, "n1")
+    done = await one.auto_assign(num4=1, handle_id="h")
+    found = await read(store, HandleKey("h"))
+    odd = replace(found, blocks={**found.blocks, "nonsense": 1, "10.9.0.0/26": 1})
+    await store.put(path(HandleKey("h")), codec.encode(odd))
+    assert await one.ips_by_handle("h") == done.ipv4
+    assert await one.release_by_handle("h") == done.ipv4
+
+
 async def test_i13_handle_ids(store: Store) -> None:
     """I13: what follows a carriage return is cut off; a slash is refused before anything is written."""
     await cluster(store, pools=SLASH24)

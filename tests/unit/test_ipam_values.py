@@ -116,6 +116,15 @@ def test_what_is_no_block(document: Any, field: str) -> None:
     assert field in str(caught.value)
 
 
+def test_block_under_another_blocks_key() -> None:
+    """Its addresses would be somebody else's: it is refused; an unmasked key is the same block."""
+    with pytest.raises(UndecodableError, match="not the block"):
+        ipam.decode_block(text(BLOCK), key="/calico/ipam/v2/assignment/ipv4/block/10.20.0.8-30")
+    assert (
+        ipam.decode_block(text(BLOCK), key="/calico/ipam/v2/assignment/ipv4/block/10.20.0.5-30").cidr == BLOCK["cidr"]
+    )
+
+
 def test_affinities() -> None:
     """An empty value or state is a confirmed claim of an old release."""
     assert ipam.decode_affinity(b"").state == "confirmed"
