@@ -1,9 +1,10 @@
-"""``python -m calipy.conformance PATHS… [--json OUT]``: run cases against a real etcd of its own."""
+"""``python -m calipy.conformance PATHS… [OPTIONS]``: run cases against a real etcd of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +14,12 @@ from typing import Any
 import click
 
 from calipy import log
-from calipy.conformance import etcd, report
-from calipy.conformance.bench import Bench
+from calipy.conformance import etcd, netpol_lab, report
+from calipy.conformance.bench import Bench, Options
 from calipy.conformance.registry import suites
 from calipy.conformance.report import CaseResult
 from calipy.datastore.etcd import EtcdStore
-from calipy.errors import CalipyError
+from calipy.errors import CalipyError, KernelError
 
 _SUFFIXES = frozenset({".json", ".yaml", ".yml"})
 
@@ -26,15 +27,29 @@ _SUFFIXES = frozenset({".json", ".yaml", ".yml"})
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file too.")
-def main(paths: tuple[Path, ...], json_file: Path | None) -> None:
+@click.option("--evaluate-only", is_flag=True, help="Network-policy cases through the evaluator only.")
+@click.option("--packets-only", is_flag=True, help="Network-policy cases with packets only.")
+@click.option("--backend", type=click.Choice(["nft", "legacy"]), help="Iptables backend of the agents under test.")
+def main(
+    paths: tuple[Path, ...], json_file: Path | None, evaluate_only: bool, packets_only: bool, backend: str | None
+) -> None:
     """Run conformance cases: files, or all files below directories. Exit 1 if a case fails.
 
     The format of a file is found by its content. What is not supported yet is listed, and counts as skipped.
+    Network-policy cases run through the evaluator and, as root, with packets through real agents in network namespaces.
     """
+    if evaluate_only and packets_only:
+        raise click.UsageError("--evaluate-only and --packets-only exclude each other")
     log.configure("error")
+    options = Options(
+        evaluate=not packets_only,
+        packets=not evaluate_only,
+        no_packets="" if evaluate_only else _enter_hub(),
+        backend=backend or "",
+    )
     try:
         with etcd.running() as url:
-            results, ignored = asyncio.run(run(paths, url))
+            results, ignored = asyncio.run(run(paths, url, options))
     except CalipyError as error:
         click.echo(f"calipy: {error}", err=True)
         sys.exit(1)
@@ -44,14 +59,29 @@ def main(paths: tuple[Path, ...], json_file: Path | None) -> None:
     sys.exit(1 if any(result.outcome == "failed" for result in results) else 0)
 
 
-async def run(paths: Sequence[Path], url: str) -> tuple[list[CaseResult], list[str]]:
+def _enter_hub() -> str:
+    """Go where packets can be sent; why that is not possible, "" if it is."""
+    if os.geteuid() != 0:
+        return "packets need root"
+    try:
+        netpol_lab.enter_hub()
+    except KernelError as error:
+        return f"packets need network namespaces: {error}"
+    return ""
+
+
+async def run(
+    paths: Sequence[Path],
+    url: str,
+    options: Options = Options(),  # noqa: B008 - frozen
+) -> tuple[list[CaseResult], list[str]]:
     """Run all files below the paths.
 
     Returns:
         The results, and a line for each folder with files that no suite knows.
     """
     store = EtcdStore([url])
-    bench = Bench(store)
+    bench = Bench(store, options)
     results: list[CaseResult] = []
     unknown: Counter[str] = Counter()
     known = suites()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
@@ -35,6 +36,23 @@ _WRITES: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
+class Options:
+    """How cases are to be run.
+
+    Attributes:
+        evaluate: network-policy cases through the evaluator.
+        packets: network-policy cases with packets.
+        no_packets: why there can be none, "" if there can.
+        backend: iptables backend of the agents under test: ``nft``, ``legacy``, "" for their own choice.
+    """
+
+    evaluate: bool = True
+    packets: bool = False
+    no_packets: str = ""
+    backend: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What a command did: exit code, its output, and its error in words ("" for none)."""
 
@@ -44,10 +62,18 @@ class Outcome:
 
 
 class Bench:
-    """One store for all cases of a run; ``reset`` before each. Belongs to one event loop."""
+    """One store for all cases of a run; ``reset`` before each. Belongs to one event loop.
 
-    def __init__(self, store: Store) -> None:
+    Attributes:
+        stack: what suites open once and the bench closes in the end.
+        shared: what suites keep from file to file, by name.
+    """
+
+    def __init__(self, store: Store, options: Options = Options()) -> None:
         self.store = store
+        self.options = options
+        self.stack = AsyncExitStack()
+        self.shared: dict[str, Any] = {}
         self.client: Client = open_client(store, settle=0)
         self._events: list[Event] = []
         self._seen = 0
@@ -64,7 +90,8 @@ class Bench:
         self._watching = asyncio.create_task(self._watch(listing.revision + 1))
 
     async def close(self) -> None:
-        """Stop following."""
+        """Close what suites have opened, and stop following."""
+        await self.stack.aclose()
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)

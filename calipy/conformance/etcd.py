@@ -19,8 +19,11 @@ START_TIMEOUT = 20.0
 
 
 @contextmanager
-def running() -> Iterator[str]:
+def running(url: str = "") -> Iterator[str]:
     """Start etcd; yields its client URL. Blocks until it serves.
+
+    Args:
+        url: where it is to serve clients, "" for a free port of localhost.
 
     Raises:
         UnavailableError: there is no etcd program, or it does not start.
@@ -31,7 +34,7 @@ def running() -> Iterator[str]:
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a private directory inside
     with tempfile.TemporaryDirectory(prefix="calipy-conformance-", dir=memory) as directory:
         client, peer = _free_ports()
-        url = f"http://127.0.0.1:{client}"
+        url = url or f"http://127.0.0.1:{client}"
         argv = [
             "setpriv", "--pdeathsig", "KILL", "--",
             program, "--name", "conformance", "--data-dir", f"{directory}/data",

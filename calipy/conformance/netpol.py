@@ -1,15 +1,18 @@
-"""Network-policy cases through the evaluator: every cell of every state."""
+"""Network-policy cases, two ways: through the evaluator, and with packets. Every cell of every state."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from calipy.conformance import netpol_packets
 from calipy.conformance.bench import Bench
 from calipy.conformance.netpol_case import UPLINK, Case, State, is_case, load, parse_probe
+from calipy.conformance.netpol_packets import Findings, PacketRunner
 from calipy.conformance.report import CaseResult
-from calipy.errors import InvalidInputError
+from calipy.errors import CalipyError, InvalidInputError
 from calipy.policy.evaluate import EPHEMERAL_PORT, Verdict, evaluate
 from calipy.policy.snapshot import Snapshot
 
@@ -22,27 +25,87 @@ def detect(path: Path, _document: Any) -> bool:
     return is_case(path)
 
 
-async def run(name: str, _document: Any, _bench: Bench) -> list[CaseResult]:
-    """Evaluate one file; ``name`` is its path."""
-    return [await asyncio.to_thread(check_file, Path(name))]
+async def run(name: str, _document: Any, bench: Bench) -> list[CaseResult]:
+    """Run one file in the ways that the bench's options ask for; ``name`` is its path."""
+    path = Path(name)
+    try:
+        case = await asyncio.to_thread(load, path)
+    except (InvalidInputError, *_UNUSABLE) as error:
+        return [CaseResult(name, path.stem, "failed", (), _unusable(error))]
+    options = bench.options
+    results = [await asyncio.to_thread(check, name, case)] if options.evaluate else []
+    if options.packets and options.no_packets:
+        results.append(CaseResult(name, case.id, "skipped", _themes(case, "packets"), options.no_packets))
+    elif options.packets:
+        results.append(await check_with_packets(name, case, bench))
+    return results
 
 
 def check_file(path: Path) -> CaseResult:
     """Evaluate one file; one that cannot be read is a failure that says why."""
     try:
         return check(str(path), load(path))
-    except (InvalidInputError, KeyError, TypeError, ValueError) as error:
-        return CaseResult(str(path), path.stem, "failed", (), f"cannot be used: {type(error).__name__}: {error}")
+    except (InvalidInputError, *_UNUSABLE) as error:
+        return CaseResult(str(path), path.stem, "failed", (), _unusable(error))
 
 
 def check(name: str, case: Case) -> CaseResult:
     """Compare every cell of every state with the evaluator's verdict."""
-    wrong = [line for state in case.states() for line in wrong_cells(state)]
-    more = [f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else []
-    skipped = ("held flows are tested with packets only",) if case.document.get("flows") else ()
-    themes = (f"{case.family}/{case.theme}",)
-    detail = "\n".join(wrong[:SHOWN] + more)
-    return CaseResult(name, case.id, "failed" if wrong else "passed", themes, detail, skipped)
+    themes = _themes(case, "evaluator")
+    try:
+        wrong = [line for state in case.states() for line in wrong_cells(state)]
+    except (InvalidInputError, *_UNUSABLE) as error:
+        return CaseResult(name, case.id, "failed", themes, _unusable(error))
+    return CaseResult(name, case.id, "failed" if wrong else "passed", themes, _first(wrong))
+
+
+async def check_with_packets(name: str, case: Case, bench: Bench) -> CaseResult:
+    """Compare every cell of every state, and the held flows, with what packets do."""
+    themes = _themes(case, "packets")
+    try:
+        findings = await (await _runner(bench)).check(case)
+    except (CalipyError, *_UNUSABLE) as error:
+        return CaseResult(name, case.id, "failed", themes, _unusable(error))
+    wrong = findings.problems + _wrong_lines(findings)
+    return CaseResult(
+        name,
+        case.id,
+        "failed" if wrong else "passed",
+        themes,
+        _first(wrong),
+        tuple(findings.left_out),
+        tuple(findings.notes),
+    )
+
+
+async def _runner(bench: Bench) -> PacketRunner:
+    if "packets" not in bench.shared:
+        bench.shared["packets"] = await bench.stack.enter_async_context(netpol_packets.running(bench.options.backend))
+    runner: PacketRunner = bench.shared["packets"]
+    return runner
+
+
+def _wrong_lines(findings: Findings) -> list[str]:
+    return [
+        f"{one.state.name}: {one.probe} {one.source} -> {one.destination}: want {one.want}, {one.how}"
+        for one in findings.wrong
+    ]
+
+
+def _first(wrong: Sequence[str]) -> str:
+    return "\n".join([*wrong[:SHOWN], *([f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else [])])
+
+
+def _themes(case: Case, way: str) -> tuple[str]:
+    return (f"{case.family}/{case.theme} ({way})",)
+
+
+_UNUSABLE: Final = (KeyError, TypeError, ValueError, AttributeError)
+"""What reading a case that is not as the format says can raise."""
+
+
+def _unusable(error: BaseException) -> str:
+    return f"cannot be used: {type(error).__name__}: {error}"
 
 
 def wrong_cells(state: State) -> list[str]:

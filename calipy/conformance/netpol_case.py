@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,12 +83,17 @@ def parse_probe(text: str) -> Probe:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One moment of a case: everything that exists, and the table that must hold."""
+    """One moment of a case: everything that exists, and the table that must hold.
+
+    Attributes:
+        changes: the cluster after each action that led here, in order; the last one is ``cluster``.
+    """
 
     name: str
     cluster: Cluster
     endpoints: tuple[str, ...]
     tables: Mapping[str, Mapping[str, str]]
+    changes: tuple[Cluster, ...]
 
     def cells(self) -> Iterator[tuple[str, str, str, str]]:
         """Probe, source, destination and ``A`` or ``D``, for everything that is to be probed.
@@ -104,6 +109,21 @@ class State:
                 for destination, cell in zip(self.endpoints, cells, strict=True):
                     if cell in {"A", "D"}:
                         yield probe, source, destination, cell
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where an endpoint of a table lives.
+
+    Attributes:
+        machine: the node or external in whose namespace it is, for a pod its node.
+        pod: it has a namespace of its own.
+        addresses: by family.
+    """
+
+    machine: str
+    pod: bool
+    addresses: Mapping[int, IPAddress]
 
 
 class Cluster:
@@ -165,10 +185,33 @@ class Cluster:
         Raises:
             KeyError: there is none of that name.
         """
+        return _addresses(self._found(endpoint))
+
+    def site(self, endpoint: str) -> Site:
+        """Where an endpoint as tables name it lives. Raises as ``addresses``."""
+        found = self._found(endpoint)
+        own = "node" in found and not found.get("hostNetwork")
+        return Site(found.get("node") or found["name"], own, _addresses(found))
+
+    def machines(self) -> dict[str, Site]:
+        """All nodes and externals by name."""
+        found = {**self._nodes, **self._externals}
+        return {name: Site(name, False, _addresses(machine)) for name, machine in found.items()}
+
+    def pods(self) -> dict[str, Site]:
+        """All pods with a namespace of their own, as tables name them."""
+        return {name: site for name in self._pods if (site := self.site(name)).pod}
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the nodes."""
+        return tuple(self._nodes)
+
+    def _found(self, endpoint: str) -> Mapping[str, Any]:
         kind, _, name = endpoint.partition(":")
         named = {"node": self._nodes, "ext": self._externals}.get(kind)
-        found = self._pods[endpoint] if named is None else named[name]
-        return {a.version: a for a in (ipaddress.ip_address(found[k]) for k in ("ip", "ip6") if found.get(k))}
+        found: Mapping[str, Any] = self._pods[endpoint] if named is None else named[name]
+        return found
 
     def resources(self) -> list[Resource[Any, Any]]:
         """Everything, as Calico's own writers put it into the datastore.
@@ -212,16 +255,18 @@ class Case:
     def states(self) -> Iterator[State]:
         """The start state, then the one after each step; each with a cluster of its own."""
         cluster = Cluster(self.document)
-        yield self._state("start", cluster, self.document)
+        yield self._state("start", [cluster], self.document)
         for step in self.document.get("steps") or ():
-            cluster = deepcopy(cluster)
+            changes = []
             for action in step["actions"]:
+                cluster = deepcopy(cluster)
                 cluster.apply(action)
-            yield self._state(step["name"], cluster, step)
+                changes.append(cluster)
+            yield self._state(step["name"], changes or [cluster], step)
 
-    def _state(self, name: str, cluster: Cluster, source: Mapping[str, Any]) -> State:
+    def _state(self, name: str, changes: Sequence[Cluster], source: Mapping[str, Any]) -> State:
         expect = source["expect"]
-        return State(name, cluster, tuple(expect["endpoints"]), expect["tables"])
+        return State(name, changes[-1], tuple(expect["endpoints"]), expect["tables"], tuple(changes))
 
 
 def is_case(path: Path) -> bool:
@@ -257,6 +302,10 @@ def _identity(api_version: str, kind: str, metadata: Mapping[str, Any]) -> tuple
     """API version, kind, namespace and name; who names no namespace means ``default``, as on the command line."""
     namespace = (metadata.get("namespace") or "default") if kind in NAMESPACED else ""
     return api_version, kind, namespace, metadata["name"]
+
+
+def _addresses(found: Mapping[str, Any]) -> dict[int, IPAddress]:
+    return {a.version: a for a in (ipaddress.ip_address(found[k]) for k in ("ip", "ip6") if found.get(k))}
 
 
 def _node(node: Mapping[str, Any]) -> Resource[Any, Any]:

@@ -23,6 +23,7 @@ class CaseResult:
         themes: what it is about.
         detail: of a failure the first step that differs, of a skipped case what is missing.
         skipped_steps: steps of a passed case that were left out, each with the reason.
+        notes: what was not wrong but is worth a look.
     """
 
     file: str
@@ -31,6 +32,7 @@ class CaseResult:
     themes: tuple[str, ...] = ()
     detail: str = ""
     skipped_steps: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def text(results: Sequence[CaseResult], *, ignored: Sequence[str] = ()) -> str:
@@ -43,6 +45,7 @@ def text(results: Sequence[CaseResult], *, ignored: Sequence[str] = ()) -> str:
     parts = [f"FAILED {one.file} {one.case}\n{_indent(one.detail)}" for one in results if one.outcome == "failed"]
     parts.append(_table("FILE", [(one.file, one) for one in results]))
     parts.append(_table("THEME", [(theme, one) for one in results for theme in one.themes or ("-",)]))
+    parts.append("\n".join(f"note: {one.file}: {note}" for one in results for note in one.notes))
     parts.append("\n".join(_left_out(results, ignored)))
     counts = Counter(one.outcome for one in results)
     last = f"{counts['passed']} passed, {counts['failed']} failed"
@@ -95,6 +98,7 @@ def as_json(results: Sequence[CaseResult], *, ignored: Sequence[str] = ()) -> di
                 "themes": list(one.themes),
                 "detail": one.detail,
                 "skipped_steps": list(one.skipped_steps),
+                "notes": list(one.notes),
             }
             for one in results
         ],

@@ -62,6 +62,22 @@ def create(path: str | os.PathLike[str]) -> None:
         raise
 
 
+def create_unnamed() -> int:
+    """Create a network namespace without a name, as a descriptor that the caller closes. Its loopback is down.
+
+    It dies with its last process, socket and descriptor: nothing is left behind, even after SIGKILL.
+
+    Raises:
+        KernelError: not root (EPERM), or the kernel refused.
+    """
+
+    def make() -> int:
+        _check(_libc.unshare(_CLONE_NEWNET), "create namespace")
+        return os.open(f"/proc/self/task/{threading.get_native_id()}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    return _in_thread(make)
+
+
 def delete(path: str | os.PathLike[str]) -> bool:
     """Unpin the namespace at ``path``; it dies when its last process, socket and descriptor are gone.
 
@@ -125,7 +141,10 @@ def run_in(netns_fd: int, function: Callable[P, R], /, *args: P.args, **kwargs: 
 
 
 def enter(netns_fd: int) -> None:
-    """Move the calling *thread* into the namespace for good: only in a process about to exec, or in ``run_in``."""
+    """Move the calling *thread* into the namespace for good: for a process about to exec or to begin, or in ``run_in``.
+
+    Threads that it starts from then on begin there too.
+    """
     _check(_libc.setns(netns_fd, _CLONE_NEWNET), "enter namespace")
 
 

@@ -114,3 +114,16 @@ def test_a_program_that_is_missing_or_hangs_is_an_error():
     with pytest.raises(KernelError, match="did not end") as caught:
         process.run(["sleep", "30"], timeout=0.1)
     assert caught.value.code == errno.ETIMEDOUT
+
+
+def test_an_unnamed_namespace_leaves_nothing():
+    """It is a namespace of its own, with no name and no mount, and gone when its descriptor is closed."""
+    mounts = Path("/proc/self/mounts").read_text()
+    fd = kernel_netns.create_unnamed()
+    try:
+        assert not kernel_netns.is_current(fd)
+        assert kernel_netns.run_in(fd, lambda: kernel_netns.is_current(fd))
+        assert kernel_netns.run_in(fd, socket.if_nameindex) == [(1, "lo")]
+        assert Path("/proc/self/mounts").read_text() == mounts
+    finally:
+        os.close(fd)
