@@ -123,7 +123,8 @@ async def _show_borrowed(place: Place) -> Output:
 
 
 async def _show_configuration(place: Place) -> Output:
-    config = await place.allocator().config()
+    stored = (await snapshot.read(place.store, ())).config
+    config = stored or place.defaults
     properties = {
         "StrictAffinity": config.strict_affinity,
         "AutoAllocateBlocks": config.auto_allocate_blocks,
@@ -134,7 +135,8 @@ async def _show_configuration(place: Place) -> Output:
     rows = tuple(
         (name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in properties.items()
     )
-    return Output(columns=("PROPERTY", "VALUE"), rows=rows, document=properties)
+    note = "" if stored else "Nothing is stored; these are calipy's defaults. Calico borrows unless told otherwise."
+    return Output(text=note, columns=("PROPERTY", "VALUE"), rows=rows, document=properties)
 
 
 @command.command()
