@@ -355,6 +355,8 @@ class Dataplane:
         report.errors += [f"{place}: {why}" for place, why in written.refused.items()]
         if self._upkeep.routes_due(now):
             self._edges.recheck()
+        elif self._upkeep.parameters_due(now):
+            self._edges.check_parameters()
         report.drift += await self._edges.write(now)
         self._unapplied = {identity for changes in self._pending for identity in changes.endpoints}
         if self._ipsets.unwanted:

@@ -52,6 +52,7 @@ class FelixConfig:
     ipv4_route_priority: int = 1024
     ipv6_route_priority: int = 1024
     route_sync_disabled: bool = False
+    block_routes: bool = False
     forwarding: bool = True
     vxlan_port: int = 4789
     allow_vxlan_from_workloads: bool = False
@@ -186,6 +187,12 @@ def _plain(text: str) -> str:
     return text
 
 
+def _programs_plain_pools(text: str) -> bool:
+    """Whether routes of pools without encapsulation are the agent's; by default they are BGP's, as in Calico."""
+    choice = _choice("Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly")(text or "Disabled")
+    return choice in {"Enabled", "EnabledNoEncapOnly"}
+
+
 def _rate(text: str) -> str:
     if text:
         count, _, unit = text.partition("/")
@@ -218,6 +225,7 @@ _PARAMETERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "IPv4NormalRoutePriority": ("ipv4_route_priority", _integer(1, 2**31 - 1)),
     "IPv6NormalRoutePriority": ("ipv6_route_priority", _integer(1, 2**31 - 1)),
     "RouteSyncDisabled": ("route_sync_disabled", _boolean),
+    "ProgramClusterRoutes": ("block_routes", _programs_plain_pools),
     "IPForwarding": ("forwarding", _boolean),
     "VXLANPort": ("vxlan_port", _integer(1, 65535)),
     "AllowVXLANPacketsFromWorkloads": ("allow_vxlan_from_workloads", _boolean),

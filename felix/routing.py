@@ -96,10 +96,12 @@ class Routing:
     def set_block(self, cidr: str, *, present: bool) -> None:
         """A block of addresses is ours, or no longer: what it has no pod for must not follow the default route.
 
-        A block of one address gets none: it is the pod's own route (Calico's rule).
+        Only where ``ProgramClusterRoutes`` says so: by default the blackholes of blocks are BGP's, which announces
+        them (bgpd's, or BIRD's), and two would be one too many. A block of one address gets none: it is the pod's own
+        route (Calico's rule).
         """
         prefix = ipaddress.ip_network(cidr)
-        if prefix.prefixlen == prefix.max_prefixlen:
+        if not self._config.block_routes or prefix.prefixlen == prefix.max_prefixlen:
             return
         if present:
             self._blocks[prefix] = Route(

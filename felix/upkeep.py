@@ -20,6 +20,7 @@ from calipy.felix.timers import Timer, earliest
 _R = TypeVar("_R")
 _GENERATION_POLL: Final = 1.0
 _SET_SIZES_POLL: Final = 4.0
+_PARAMETERS_POLL: Final = 4.0
 _VERIFY_AFTER: Final = 0.2
 _LONGEST_POST_WRITE_CHECK: Final = 3600.0
 
@@ -54,6 +55,7 @@ class Upkeep:
         self._all_rules = Timer(config.iptables_refresh, now)
         self._post_write = Timer(0, now)
         self._set_sizes = Timer(_SET_SIZES_POLL, now)
+        self._parameters = Timer(_PARAMETERS_POLL, now)
         self._all_sets = Timer(config.ipsets_refresh, now)
         self._all_routes = Timer(config.route_refresh, now)
         self._rule_reading: asyncio.Task[iptables.Reading] | None = None
@@ -68,19 +70,17 @@ class Upkeep:
     @property
     def deadline(self) -> float | None:
         """When ``take`` is to be called next, if nothing wakes it before."""
-        timers = (
-            self._generation,
-            self._all_rules,
-            self._post_write,
-            self._set_sizes,
-            self._all_sets,
-            self._all_routes,
-        )
+        often = (self._generation, self._post_write, self._set_sizes, self._parameters)
+        timers = (*often, self._all_rules, self._all_sets, self._all_routes)
         return earliest(*(timer.deadline for timer in timers))
 
     def routes_due(self, now: float) -> bool:
         """Whether it is time to look at routes and interfaces again."""
         return self._all_routes.take(now)
+
+    def parameters_due(self, now: float) -> bool:
+        """Whether it is time for a glance at the interfaces' sysctls."""
+        return self._parameters.take(now)
 
     def wrote(self, now: float) -> None:
         """Rules were written: see that they are read back in time if they have not been."""

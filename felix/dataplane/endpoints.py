@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import ipaddress
+import socket
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from ipaddress import IPv4Address
@@ -18,7 +20,7 @@ from calipy.felix.delta import Difference
 from calipy.felix.messages import WorkloadEndpoint
 from calipy.felix.ownership import owns_route
 from calipy.felix.routing import Routing
-from calipy.kernel import sysctl
+from calipy.kernel import netlink, sysctl
 from calipy.kernel.links import Link, Links, Neighbour, parse_mac
 from calipy.kernel.monitor import LinkEvent, RouteEvent
 from calipy.kernel.netlink import NetlinkSocket
@@ -29,6 +31,10 @@ _logger = log.get("felix.endpoints")
 
 _GATEWAY: Final = ipaddress.ip_address(POD_GATEWAY)
 _PROTO_KERNEL: Final = 2
+_RTM_GETNETCONF: Final = 82
+_NETCONFA_IFINDEX: Final = 1
+_NETCONFA_FORWARDING: Final = 2
+_NETCONFA_PROXY_NEIGH: Final = 5
 _MAIN_TABLE: Final = 254
 _SOON: Final = 3.0
 """Seconds until all routes are read again because somebody added one that we do not know, or something failed."""
@@ -141,6 +147,23 @@ class Endpoints:
         """Have the next ``write`` look at everything: routes, and each interface's sysctls and neighbours."""
         self._unconfigured |= self._endpoints.keys()
         self.resync()
+
+    def check_parameters(self) -> None:
+        """See in two netlink exchanges whether somebody has changed the main sysctls of an interface.
+
+        What looks wrong is put right, and reported, by the next ``write``. The rest is looked at by ``recheck``.
+        """
+        wanted = {
+            self._up[name].index: name for name in self._endpoints.keys() & self._up.keys() if self.is_settled(name)
+        }
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for body in self._socket.dump("read interface parameters", _getnetconf(family)):
+                found = netlink.attributes(body, 4)
+                name = wanted.get(_number(found[_NETCONFA_IFINDEX]))
+                if name is None or (family == socket.AF_INET6 and not self._config.ipv6_support):
+                    continue
+                if any(_number(found[kind]) != 1 for kind in (_NETCONFA_FORWARDING, _NETCONFA_PROXY_NEIGH)):
+                    self._unconfigured.add(name)
 
     def next_deadline(self) -> float | None:
         """When ``write`` has something to do without any event, on the clock of ``now``."""
@@ -349,6 +372,14 @@ def _settle(key: str, value: str) -> list[Difference]:
         return []
     sysctl.write(key, value)
     return [Difference("sysctl", key, value, found)]
+
+
+def _getnetconf(family: int) -> bytes:
+    return netlink.message(_RTM_GETNETCONF, 0, struct.pack("=B3x", family))
+
+
+def _number(data: bytes) -> int:
+    return int(struct.unpack("=i", data)[0])
 
 
 def _by_destination(routes: Iterable[Route]) -> dict[Prefix, tuple[Route, ...]]:

@@ -266,14 +266,23 @@ def test_flushed_and_deleted_sets_are_noticed_by_their_size(node: Node) -> None:
     assert [item.name for item in felix.status().drift] == ["cali40s:x"]
 
 
-def test_changed_sysctls_are_put_right_at_the_refresh(node: Node) -> None:
-    """And reported, with what was found."""
-    felix = node.felix(RouteRefreshInterval="1")
+@pytest.mark.parametrize(
+    ("parameter", "config"),
+    [
+        ("ipv4/conf/{}/proxy_arp", {}),
+        ("ipv4/conf/{}/forwarding", {}),
+        ("ipv6/conf/{}/proxy_ndp", {}),
+        ("ipv4/conf/{}/route_localnet", {"RouteRefreshInterval": "1"}),
+    ],
+)
+def test_changed_sysctls_are_put_right(node: Node, parameter: str, config: dict[str, str]) -> None:
+    """Within seconds, or at the refresh where the kernel does not tell; and reported, with what was found."""
+    felix = node.felix(**config)
     server, client = programmed(node, felix)
     del client
-    key = f"net/ipv4/conf/{server.interface}/proxy_arp"
+    key = "net/" + parameter.format(server.interface)
     node.ns.call(_sysctl, key, "0")
-    until(lambda: node.ns.call(_sysctl, key) == "1")
+    until(lambda: node.ns.call(_sysctl, key) == "1", timeout=6)
     drift = until(lambda: felix.status().drift)
     assert [(item.place, item.name, item.found) for item in drift] == [("sysctl", key, "0")]
 
@@ -409,7 +418,7 @@ def test_address_that_moves_takes_no_connection_along(node: Node) -> None:
 
 def test_routes_and_blackholes_look_like_calicos(node: Node) -> None:
     """Pod routes: scope link, protocol 3, metric 1024, replacing the CNI plugin's; blocks: blackhole, but no /32."""
-    felix = node.felix()
+    felix = node.felix(ProgramClusterRoutes="Enabled")
     pod = node.pod()
     node.ns.run("ip", "route", "add", f"{pod.address}/32", "dev", pod.interface)
     send(felix, [pod])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ipaddress
 
+import pytest
+
 from calipy.felix.config import FelixConfig
 from calipy.felix.messages import EndpointID, WorkloadEndpoint
 from calipy.felix.ownership import owns_route
@@ -98,7 +100,7 @@ def test_a_removed_endpoint_has_no_grace() -> None:
 
 def test_blocks_are_blackholes_unless_they_are_one_address() -> None:
     """Protocol 80; a /32 block is the pod's own route."""
-    desired = routing()
+    desired = routing(block_routes=True)
     desired.set_block("10.0.0.0/26", present=True)
     desired.set_block("10.0.1.1/32", present=True)
     block = desired.desired(ipaddress.ip_network("10.0.0.0/26"))
@@ -107,6 +109,16 @@ def test_blocks_are_blackholes_unless_they_are_one_address() -> None:
     assert desired.desired(ipaddress.ip_network("10.0.1.1/32")) is None
     desired.set_block("10.0.0.0/26", present=False)
     assert desired.desired(ipaddress.ip_network("10.0.0.0/26")) is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "ours"), [("", 0), ("EnabledIPIPOnly", 0), ("Disabled", 0), ("Enabled", 1), ("EnabledNoEncapOnly", 1)]
+)
+def test_blackholes_of_blocks_are_bgps_unless_configured(mode: str, ours: int) -> None:
+    """As Felix's, the agent leaves pools without encapsulation to bgpd or BIRD: beside either a block has one blackhole."""
+    desired = Routing(FelixConfig.from_parameters({"ProgramClusterRoutes": mode}))
+    desired.set_block("10.0.0.0/26", present=True)
+    assert len(list(desired.destinations())) == ours
 
 
 def test_route_sync_can_be_switched_off() -> None:
