@@ -117,7 +117,7 @@ class Communities:
         standard: list[tuple[Prefix, tuple[Community, ...]]] = []
         large: list[tuple[Prefix, tuple[LargeCommunity, ...]]] = []
         for one in chosen:
-            values = [_community(names.get(text, text)) for text in one.communities]
+            values = [parse_community(names.get(text, text)) for text in one.communities]
             cidr = parse_prefix(one.cidr)
             standard.append((cidr, tuple(value for value in values if len(value) == 2)))
             large.append((cidr, tuple(value for value in values if len(value) == 3)))
@@ -136,7 +136,8 @@ class Communities:
         )
 
 
-def _community(text: str) -> Community | LargeCommunity:
+def parse_community(text: str) -> Community | LargeCommunity:
+    """``aa:nn`` or ``aa:nn:mm``. Raises ``ValueError`` for anything else."""
     parts = text.split(":")
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() for part in parts):
         raise ValueError(f"community {text!r} is neither a name in communities nor aa:nn nor aa:nn:mm")
@@ -154,11 +155,14 @@ class Originated:
         blocks: own blocks that some peer may hear of.
         borrowed: host prefixes out of others' blocks.
         services: service ranges.
+        hidden: own blocks and borrowed addresses that only a BGPFilter may let out: of pools with BGP export disabled,
+            or of no pool.
     """
 
     blocks: frozenset[Prefix] = frozenset()
     borrowed: frozenset[Prefix] = frozenset()
     services: frozenset[Prefix] = frozenset()
+    hidden: frozenset[Prefix] = frozenset()
     communities: Communities = field(default_factory=Communities)
 
     def prefixes(self) -> frozenset[Prefix]:
@@ -166,10 +170,19 @@ class Originated:
         return self.blocks | self.borrowed | self.services
 
     def exports(self, session: Session, next_hop: IPAddress) -> dict[Prefix, Attributes]:
-        """Adj-RIB-Out of one session, its family only. O(prefixes)."""
+        """What a session is told by the built-in policy, its family only. O(prefixes)."""
+        return self._attributes(self.prefixes(), session, next_hop)
+
+    def hidden_exports(self, session: Session, next_hop: IPAddress) -> dict[Prefix, Attributes]:
+        """What else a filter of the session may let out."""
+        return self._attributes(self.hidden, session, next_hop)
+
+    def _attributes(
+        self, prefixes: Iterable[Prefix], session: Session, next_hop: IPAddress
+    ) -> dict[Prefix, Attributes]:
         base = intern(Attributes(next_hop, local_preference=None if session.external else NORMAL_LOCAL_PREFERENCE))
         return {
             prefix: intern(self.communities.add_to(prefix, base))
-            for prefix in self.prefixes()
+            for prefix in prefixes
             if prefix.version == session.family
         }

@@ -26,18 +26,16 @@ from typing import Any, Final
 from calipy import api_client, clock, log
 from calipy.api import Handler, Server
 from calipy.bgp import fib, status, view
-from calipy.bgp.advertise import Originated
 from calipy.bgp.decision import Best
 from calipy.bgp.exabgp.config import SpeakerSession, checked_key, environment
 from calipy.bgp.exabgp.events import Event, ShownRoute
 from calipy.bgp.exabgp.process import Paths, SpeakerProcess
 from calipy.bgp.exabgp.speaker import Speaker
+from calipy.bgp.exporting import ExportPolicy
 from calipy.bgp.fib import Resolver
 from calipy.bgp.importing import ImportPolicy
 from calipy.bgp.kernel import KernelFib
-from calipy.bgp.path import Attributes
 from calipy.bgp.peering import Peering, Session
-from calipy.bgp.reflect import Reflector
 from calipy.bgp.rib import EOR_WAIT, Rib
 from calipy.bgp.sessions import Sessions
 from calipy.datastore.store import Store
@@ -100,8 +98,7 @@ class Bgpd:
         self._paths = Paths(self.options.run_dir / "exabgp")
         self._speaker = Speaker(self._paths, self)
         self._problems: dict[str, str] = {}
-        self._originated = Originated()
-        self._reflector: Reflector | None = None
+        self._export_policy = ExportPolicy()
         self._reflecting = False
         self._exports_changed = False
         self._owed: set[IPAddress] = set()
@@ -216,7 +213,7 @@ class Bgpd:
         deadlines = [self._repair_at]
         if (expiry := self._rib.next_deadline()) is not None:
             deadlines.append(expiry)
-        if self._kernel.stale or (self._reflector and not self._reflecting):
+        if self._kernel.stale or (self._export_policy.cluster_id and not self._reflecting):
             deadlines.append(clock.monotonic() + 0.5)
         return min(deadlines)
 
@@ -233,7 +230,6 @@ class Bgpd:
         self._owed |= self.sessions.take_came_up()
         if not self._deferring(now):
             if self._exports_changed:
-                self._exports_changed = False
                 self._apply_exports()
             for peer in self._owed:
                 self._speaker.owe_end_of_rib(peer)
@@ -270,7 +266,7 @@ class Bgpd:
 
     def _resolve_session(self, session: Session) -> SpeakerSession | None:
         """Fill in what only this host knows; None (and a problem) if it cannot be had."""
-        local = session.local or self._kernel.source_for(session.peer)
+        local = self._local_address(session)
         if local is None:
             self._problems[session.source] = f"no route to {session.peer}, so no source address for its session"
             return None
@@ -288,18 +284,26 @@ class Bgpd:
 
     def _apply_originated(self) -> None:
         """What this node announces, refuses from others, and leaves out of the kernel."""
-        originated = self._originated = self._view.originated()
+        originated = self._view.originated()
         states = self.sessions.states()
-        self._reflector = self._view.reflector({peer: state.session for peer, state in states.items()})
+        self._export_policy = ExportPolicy(
+            originated=originated,
+            sessions={peer: state.session for peer, state in states.items()},
+            cluster_id=self._view.cluster_id,
+            passes_on=self._view.passes_on(),
+            filters=self._view.filters,
+            interface=self._interface,
+        )
         self._exports_changed = True
         policy = ImportPolicy(
             sessions={peer: state.session for peer, state in states.items()},
             router_id=self._peering.router_id,
-            cluster_id=self._view.node.cluster_id if self._view.node else None,
+            cluster_id=self._view.cluster_id,
             own_addresses=self._view.own_addresses(),
             own_prefixes=originated.prefixes() | self._view.own_prefixes(),
             pools=self._view.pools(),
             services=frozenset(self._view.service_ranges()[1]),
+            filters=dict(self._view.filters),
         )
         if policy != self._policy:
             self._policy = policy
@@ -311,26 +315,20 @@ class Bgpd:
         self._want_extra()
 
     def _apply_exports(self) -> None:
-        """Adj-RIB-Out of every session. O(sessions + kinds of session x prefixes)."""
-        by_kind: dict[tuple[object, ...], Mapping[Prefix, Attributes]] = {}
-        exports: dict[IPAddress, Mapping[Prefix, Attributes]] = {}
-        for peer, state in self.sessions.states().items():
-            session = state.session
-            local = session.local or self._kernel.source_for(peer)
-            if local is None:
-                exports[peer] = {}
-                continue
-            kind = (session.family, session.external, session.local_as, session.client, session.next_hop, local)
-            if kind not in by_kind:
-                own = self._originated.exports(session, local)
-                others = self._reflector.exports(self._rib.loc_rib(), session, local) if self._reflector else {}
-                by_kind[kind] = others | own
-            exports[peer] = by_kind[kind]
-        self._speaker.export(exports)
+        """Adj-RIB-Out of every session."""
+        self._exports_changed = False
+        self._speaker.export(self._export_policy.exports(self._rib.loc_rib(), self._local_address))
+
+    def _local_address(self, session: Session) -> IPAddress | None:
+        return session.local or self._kernel.source_for(session.peer)
+
+    def _interface(self, prefix: Prefix) -> str:
+        route = self._kernel.actual.get(prefix)
+        return route.next_hops[0].interface if route and route.next_hops else ""
 
     def _deferring(self, now: float) -> bool:
         """Whether a reflector still collects: it tells each prefix once, when its peers have told theirs."""
-        if self._reflector is None or self._reflecting:
+        if self._export_policy.cluster_id is None or self._reflecting:
             return False
         states = self.sessions.states()
         up = [state.up_at for state in states.values() if state.up]
@@ -376,7 +374,7 @@ class Bgpd:
                 )
         changes = self._rib.take_changes()
         if changes:
-            self._exports_changed |= self._reflector is not None
+            self._exports_changed |= self._export_policy.follows_loc_rib
             self._kernel.want(
                 {
                     change.prefix: self._programming.route(change.new, self._resolver) if change.new else None

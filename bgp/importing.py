@@ -11,9 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 
+from calipy.bgp import filters
 from calipy.bgp.advertise import Pools, inside
 from calipy.bgp.path import Attributes, Peer
 from calipy.bgp.peering import Session
+from calipy.datastore.resources import BGPFilterSpec
 from calipy.net import IPAddress, Prefix
 
 
@@ -29,6 +31,7 @@ class ImportPolicy:
         own_prefixes: what this node originates.
         pools: the cluster's pools.
         services: service ranges.
+        filters: BGPFilters by name.
     """
 
     sessions: Mapping[IPAddress, Session] = field(default_factory=dict)
@@ -38,17 +41,24 @@ class ImportPolicy:
     own_prefixes: frozenset[Prefix] = frozenset()
     pools: Pools = field(default_factory=Pools)
     services: frozenset[Prefix] = frozenset()
+    filters: Mapping[str, BGPFilterSpec] = field(default_factory=dict)
 
-    def __call__(self, peer: Peer, prefix: Prefix, attributes: Attributes) -> str:
-        """Why the path is refused, or "". O(length of the AS path + pools)."""
+    def __call__(self, peer: Peer, prefix: Prefix, attributes: Attributes) -> tuple[str, Attributes]:
+        """Why the path is refused, or ""; and its attributes after filters. O(length of AS path + pools + rules)."""
         session = self.sessions.get(peer.address)
         if session is None:
-            return "no such session"
+            return "no such session", attributes
         if prefix.version != session.family:
-            return f"IPv{prefix.version} prefix in an IPv{session.family} session"
+            return f"IPv{prefix.version} prefix in an IPv{session.family} session", attributes
         if prefix.is_multicast or prefix.is_link_local or (prefix.is_loopback and prefix.prefixlen):
-            return "prefix is not routable"
-        return self._loop(peer, session, attributes) or self._next_hop(attributes) or self._ours(session, prefix)
+            return "prefix is not routable", attributes
+        impossible = self._loop(peer, session, attributes) or self._next_hop(attributes)
+        if impossible or prefix in self.own_prefixes:
+            return impossible or "own prefix", attributes
+        verdict = filters.judge(self.filters, session, "import", prefix, attributes, learned=True)
+        if verdict.action == "Reject":
+            return verdict.rule, attributes
+        return "" if verdict.action else self._untrusted(session, prefix), verdict.attributes
 
     def _loop(self, peer: Peer, session: Session, attributes: Attributes) -> str:
         if attributes.count_as(peer.local_as) > session.allowed_local_as:
@@ -71,9 +81,7 @@ class ImportPolicy:
             return f"next hop {hop} cannot be a router"
         return ""
 
-    def _ours(self, session: Session, prefix: Prefix) -> str:
-        if prefix in self.own_prefixes:
-            return "own prefix"
-        if session.type == "node-to-node mesh" and not (self.pools.contain(prefix) or inside(prefix, self.services)):
-            return "neither in an IP pool nor in a service range"
-        return ""
+    def _untrusted(self, session: Session, prefix: Prefix) -> str:
+        if session.type != "node-to-node mesh" or self.pools.contain(prefix) or inside(prefix, self.services):
+            return ""
+        return "neither in an IP pool nor in a service range"

@@ -102,6 +102,8 @@ class Path:
     """One way to a prefix, in some peer's adj-rib-in.
 
     Attributes:
+        attributes: as import filters have left them.
+        received: as the peer sent them, None if that is the same.
         path_id: ADD-PATH identifier as text, "" without ADD-PATH.
         stale: kept from before the session's last restart and not confirmed since (RFC 4724).
         rejected: why import refused it, or "" if it takes part in the decision.
@@ -111,5 +113,6 @@ class Path:
     peer: Peer
     attributes: Attributes
     path_id: str = ""
+    received: Attributes | None = None
     stale: bool = False
     rejected: str = ""

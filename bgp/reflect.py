@@ -1,8 +1,8 @@
-"""Route reflection (RFC 4456): what a reflector passes on of what it has learned, and with which attributes. Pure.
+"""What is passed on of what was learned, and with which attributes: route reflection (RFC 4456). Pure.
 
-A node is a reflector if its Node has a ``routeReflectorClusterID``. Other nodes pass nothing on: in a mesh everybody
-hears of everything at first hand, and towards the fabric each node speaks for itself only, so that no node becomes
-transit for another.
+A node is a reflector if its Node has a ``routeReflectorClusterID``. Other nodes pass nothing on unless a BGPFilter
+accepts it: in a mesh everybody hears of everything at first hand, and towards the fabric each node speaks for itself
+only, so that no node becomes transit for another.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from calipy.net import IPAddress, Prefix
 
 @dataclass(frozen=True, slots=True)
 class Reflector:
-    """How this node reflects.
+    """How this node passes routes on.
 
     Attributes:
-        cluster_id: ours.
+        cluster_id: ours, None if this node is no reflector: then RFC 4271's rule holds, nothing from iBGP to iBGP.
         sessions: by peer, to know from whom a path came.
         accepts: which prefixes may be passed on: those in exported pools and service ranges.
     """
 
-    cluster_id: IPv4Address
+    cluster_id: IPv4Address | None
     accepts: Callable[[Prefix], bool]
     sessions: Mapping[IPAddress, Session] = field(default_factory=dict)
 
@@ -49,9 +49,12 @@ class Reflector:
         }
 
     def _passes(self, path: Path, to: Session) -> bool:
-        """RFC 4456 6: from clients and eBGP to everybody, from non-clients to clients and eBGP."""
+        """RFC 4271 9.2.1 and RFC 4456 6: from clients and eBGP to all, from non-clients to clients and eBGP."""
         source = self.sessions.get(path.peer.address)
-        return source is not None and (source.external or source.client or to.external or to.client)
+        if source is None:
+            return False
+        reflected = self.cluster_id is not None and (source.client or to.client)
+        return source.external or to.external or reflected
 
     def _attributes(self, path: Path, to: Session, local: IPAddress) -> Attributes:
         learned = path.attributes
@@ -74,7 +77,7 @@ class Reflector:
                 learned,
                 local_preference=100 if learned.local_preference is None else learned.local_preference,
                 originator_id=learned.originator_id or path.peer.router_id,
-                cluster_list=(self.cluster_id, *learned.cluster_list),
+                cluster_list=(*((self.cluster_id,) if self.cluster_id else ()), *learned.cluster_list),
             )
         )
 

@@ -20,8 +20,8 @@ EOR_WAIT: Final = 120.0
 """Seconds after a session is back at which stale paths go, even if the peer never sends End-of-RIB."""
 
 PathKey: TypeAlias = tuple[Prefix, str]
-ImportPolicy: TypeAlias = Callable[[Peer, Prefix, Attributes], str]
-"""Why a path is refused, in words for people, or "" to take it."""
+ImportPolicy: TypeAlias = Callable[[Peer, Prefix, Attributes], tuple[str, Attributes]]
+"""Why a path is refused, in words for people, or "" to take it; and its attributes after filters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +160,9 @@ class Rib:
         if key not in table.keys and len(table.keys) >= table.limit:
             table.refused_by_limit += 1
             return False
-        attributes = intern(attributes)
-        rejected = self._import_policy(table.peer, prefix, attributes)
         table.keys.add(key)
         table.stale.discard(key)
-        self._put(Path(prefix, table.peer, attributes, path_id, stale=False, rejected=rejected))
+        self._put(self._judged(Path(prefix, table.peer, intern(attributes), path_id)))
         return True
 
     def withdraw(self, address: IPAddress, prefix: Prefix, path_id: str = "") -> None:
@@ -177,9 +175,7 @@ class Rib:
         self._import_policy = import_policy
         for candidates in list(self._candidates.values()):
             for path in list(candidates.values()):
-                rejected = import_policy(path.peer, path.prefix, path.attributes)
-                if rejected != path.rejected:
-                    self._put(replace(path, rejected=rejected))
+                self._put(self._judged(path))
 
     # Next hops
 
@@ -263,6 +259,12 @@ class Rib:
         return sum(len(table.keys) for table in self._tables.values()), len(self._best)
 
     # The one place that changes the candidates
+
+    def _judged(self, path: Path) -> Path:
+        received = path.received or path.attributes
+        rejected, attributes = self._import_policy(path.peer, path.prefix, received)
+        apart = None if attributes == received else received
+        return replace(path, attributes=attributes, received=apart, rejected=rejected)
 
     def _put(self, path: Path) -> None:
         candidates = self._candidates.setdefault(path.prefix, {})

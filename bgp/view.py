@@ -7,18 +7,18 @@ addresses this node uses, is all that routing asks.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from typing import Any, TypeVar
 
 from calipy.bgp import advertise, peering
 from calipy.bgp.advertise import Communities, Originated, Pools
 from calipy.bgp.fib import Programming
-from calipy.bgp.peering import NodeInfo, Peering, PeeringInputs, Session
-from calipy.bgp.reflect import Reflector
+from calipy.bgp.peering import NodeInfo, Peering, PeeringInputs
 from calipy.datastore import codec, keys
 from calipy.datastore.ipam import Block, BlockAffinity
-from calipy.datastore.resources import BGPConfigurationSpec, BGPPeerSpec, IPPoolSpec, NodeSpec, Resource
+from calipy.datastore.resources import BGPConfigurationSpec, BGPFilterSpec, BGPPeerSpec, IPPoolSpec, NodeSpec, Resource
 from calipy.net import NORMAL_METRIC, IPAddress, Prefix, host_prefix, parse_prefix
 
 _NODE_PREFIX = "node."
@@ -43,12 +43,14 @@ class View:
         hostname: this node.
         peering_changed, routes_changed: set by ``on_update``, reset by the reader.
         problems: what in the datastore cannot be used, by resource.
+        filters: BGPFilters by name, live.
     """
 
     hostname: str
     peering_changed: bool = True
     routes_changed: bool = True
     problems: dict[str, str] = field(default_factory=dict)
+    filters: dict[str, BGPFilterSpec] = field(default_factory=dict)
     _nodes: dict[str, NodeInfo] = field(default_factory=dict)
     _peers: dict[str, BGPPeerSpec] = field(default_factory=dict)
     _configurations: dict[str, BGPConfigurationSpec] = field(default_factory=dict)
@@ -98,6 +100,8 @@ class View:
                 configuration = spec if isinstance(spec, BGPConfigurationSpec) else None
                 if _store(self._configurations, name, configuration):
                     self.peering_changed = self.routes_changed = True
+            case "BGPFilter":
+                self.routes_changed |= _store(self.filters, name, spec if isinstance(spec, BGPFilterSpec) else None)
             case "IPPool":
                 self.routes_changed |= _store(self._pools, name, spec if isinstance(spec, IPPoolSpec) else None)
             case _:
@@ -157,22 +161,24 @@ class View:
         except ValueError as error:
             self.problems["BGPConfiguration communities"] = str(error)
             communities = Communities()
+        lent = advertise.borrowed(self._in_use, own)
         return Originated(
             blocks=frozenset(block for block in own if pools.exports(block)),
-            borrowed=frozenset(one for one in advertise.borrowed(self._in_use, own) if pools.exports(one)),
+            borrowed=frozenset(one for one in lent if pools.exports(one)),
+            hidden=frozenset(one for one in own | lent if not pools.exports(one)),
             services=frozenset(self.service_ranges()[0]),
             communities=communities,
         )
 
-    def reflector(self, sessions: Mapping[IPAddress, Session]) -> Reflector | None:
-        """How this node reflects, None if it is no route reflector."""
-        cluster_id = self.node.cluster_id if self.node else None
-        if cluster_id is None:
-            return None
+    @property
+    def cluster_id(self) -> IPv4Address | None:
+        """This node's route reflector cluster ID, None if it is no reflector."""
+        return self.node.cluster_id if self.node else None
+
+    def passes_on(self) -> Callable[[Prefix], bool]:
+        """Which learned prefixes a reflector passes on by itself."""
         pools, services = self.pools(), self.service_ranges()[1]
-        return Reflector(
-            cluster_id, lambda prefix: pools.exports(prefix) or advertise.inside(prefix, services), sessions
-        )
+        return lambda prefix: pools.exports(prefix) or advertise.inside(prefix, services)
 
     def own_prefixes(self) -> frozenset[Prefix]:
         """Blocks and addresses that are this node's own, announced or not."""

@@ -23,9 +23,9 @@ PEERS = [
 ]
 
 
-def accept(*_: object) -> str:
+def accept(_peer: Peer, _prefix: Prefix, given_: Attributes) -> tuple[str, Attributes]:
     """Import policy that takes everything."""
-    return ""
+    return "", given_
 
 
 def path_of(*numbers: int) -> tuple[Segment, ...]:
@@ -265,7 +265,7 @@ def test_a_peer_at_its_limit_is_not_taken_further() -> None:
 
 def test_refused_paths_stay_known_and_return_when_the_policy_changes() -> None:
     """A refused path is kept with its reason, takes no part, and is judged again by another policy."""
-    rib = Rib(lambda _peer, prefix, _attributes: "no" if prefix == PREFIXES[0] else "")
+    rib = Rib(lambda _peer, prefix, given_: ("no" if prefix == PREFIXES[0] else "", given_))
     rib.peer_up(PEERS[0], 0.0)
     for prefix in PREFIXES[:2]:
         rib.announce(PEERS[0].address, prefix, BASE)

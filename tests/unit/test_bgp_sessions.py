@@ -60,7 +60,7 @@ class Bench:
     """Sessions and their RIB, driven by hand."""
 
     def __init__(self, *sessions: Session) -> None:
-        self.rib = Rib(lambda *_: "")
+        self.rib = Rib(lambda _peer, _prefix, given_: ("", given_))
         self.sessions = Sessions(self.rib)
         self.sessions.want({one.peer: one for one in sessions or (SESSION,)}, WALL)
 
