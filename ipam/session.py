@@ -107,8 +107,11 @@ class Session:
 
     @property
     def config(self) -> IPAMConfig:
-        """The settings in force."""
-        stored = self.view.config
+        """The settings in force. Raises ``UndecodableError``: nobody may guess whether borrowing is allowed."""
+        known = self.known(IPAMConfigKey())
+        if known.value is None and known.revision:
+            raise UndecodableError("the settings of address management cannot be read", key=path(IPAMConfigKey()))
+        stored: IPAMConfig | None = known.value
         return self.environment.defaults if stored is None else stored
 
     @property

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calipy.datastore import codec
-from calipy.datastore.ipam import Block, BlockAffinity, Handle, IPAMConfig
+from calipy.datastore.ipam import Block, BlockAffinity, Handle, IPAMConfig, decode_config
 from calipy.datastore.keys import (
     AFFINITIES,
     BLOCKS,
@@ -101,8 +101,10 @@ async def read(store: Store, prefixes: tuple[str, ...] = USAGE) -> Snapshot:
     snapshot.pools.sort(key=lambda pool: pool.name)
     stored = await store.get(path(IPAMConfigKey()), revision=snapshot.revision)
     if stored is not None:
-        config = codec.decode(IPAMConfigKey(), stored.value, stored.mod_revision)
-        snapshot.config = config if isinstance(config, IPAMConfig) else None
+        try:
+            snapshot.config = decode_config(stored.value, key=stored.key)
+        except UndecodableError as error:
+            snapshot.undecodable[stored.key] = str(error)
         snapshot.revisions[IPAMConfigKey()] = stored.mod_revision
     return snapshot
 

@@ -11,7 +11,7 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from calipy.datastore.ipam import Block, BlockAffinity, IPAMConfig
+from calipy.datastore.ipam import Block, BlockAffinity
 from calipy.datastore.keys import BlockAffinityKey, BlockKey, IPAMConfigKey, Key, ResourceKey
 from calipy.ipam.pools import Pool, Reservations, pool_of
 from calipy.net import Family, Prefix, family_of
@@ -149,12 +149,6 @@ class View:
     def has(self, listing: str) -> bool:
         """Whether a listing is complete."""
         return listing in self.complete or "everything" in self.complete
-
-    @property
-    def config(self) -> IPAMConfig | None:
-        """The stored settings; None if there are none."""
-        found = self._keys.get(IPAMConfigKey())
-        return found.value if found else None
 
     @property
     def pools(self) -> list[Pool]:

@@ -22,7 +22,7 @@ from calipy.datastore.keys import (
     path,
 )
 from calipy.datastore.store import Store
-from calipy.errors import InvalidInputError, NotFoundError
+from calipy.errors import InvalidInputError, NotFoundError, UndecodableError
 from calipy.ipam import report, snapshot
 from calipy.ipam.allocator import CALICO_DEFAULTS, Allocator
 from calipy.ipam.errors import (
@@ -547,6 +547,18 @@ async def test_i19_settings(store: Store) -> None:
     assert (await two.auto_assign(num4=1, handle_id="i")).ipv4 == []
     await one.set_config(IPAMConfig())
     assert len((await two.auto_assign(num4=1, handle_id="i")).ipv4) == 1
+
+
+async def test_i19_settings_that_cannot_be_read(store: Store) -> None:
+    """I19: nothing is assigned by guesswork; the error names the key, and storing settings anew mends it."""
+    await cluster(store, pools=SLASH24)
+    one = Allocator(store, "n1")
+    await store.put(path(IPAMConfigKey()), b"nonsense")
+    with pytest.raises(UndecodableError, match="/calico/ipam/v2/config"):
+        await one.auto_assign(num4=1, handle_id="h")
+    assert path(IPAMConfigKey()) in (await snapshot.read(store)).undecodable
+    await one.set_config(IPAMConfig(strict_affinity=True))
+    assert (await one.auto_assign(num4=1, handle_id="h")).complete
 
 
 async def test_i19_no_automatic_blocks(store: Store) -> None:
