@@ -102,6 +102,7 @@ class Bgpd:
         self._reflecting = False
         self._exports_changed = False
         self._owed: set[IPAddress] = set()
+        self._depends_on_host = False
         self._wake = asyncio.Event()
         self._relink = False
         self._repair_at = 0.0
@@ -218,6 +219,8 @@ class Bgpd:
         return min(deadlines)
 
     def _work(self, now: float) -> None:
+        if self._depends_on_host and (self._relink or now >= self._repair_at):
+            self._view.peering_changed = True
         if self._view.peering_changed:
             self._view.peering_changed = False
             self._view.routes_changed = True
@@ -246,15 +249,17 @@ class Bgpd:
     def _apply_peering(self) -> None:
         """Sessions, from the datastore to ExaBGP's configuration."""
         self._peering = self._view.peering(self.options.router_id)
-        self._problems = dict(self._peering.problems)
+        known, self._problems = self._problems, dict(self._peering.problems)
+        self._depends_on_host = False
         speaking: list[SpeakerSession] = []
         for session in self._peering.sessions.values():
             resolved = self._resolve_session(session)
             if resolved is not None:
                 speaking.append(resolved)
         sessions = {one.session.peer: one.session for one in speaking}
-        for problem, reason in self._problems.items():
-            logger.warning("peering problem", source=problem, reason=reason)
+        for source, reason in self._problems.items():
+            if known.get(source) != reason:
+                logger.warning("peering problem", source=source, reason=reason)
         self.sessions.want(sessions, clock.wall())
         addresses = self._view.own_addresses()
         if self._view.configuration.bind_mode == "NodeIP":
@@ -265,7 +270,8 @@ class Bgpd:
         self._speaker.configure(speaking, environment(bind=bind, port=self._peering.port))
 
     def _resolve_session(self, session: Session) -> SpeakerSession | None:
-        """Fill in what only this host knows; None (and a problem) if it cannot be had."""
+        """Fill in what only this host knows; None (and a problem) if it cannot be had yet."""
+        self._depends_on_host |= session.local is None
         local = self._local_address(session)
         if local is None:
             self._problems[session.source] = f"no route to {session.peer}, so no source address for its session"
@@ -277,6 +283,7 @@ class Bgpd:
         try:
             return SpeakerSession(session, local, checked_key(path.read_bytes(), str(path)))
         except OSError as error:
+            self._depends_on_host = True
             self._problems[session.source] = f"password: cannot read {path}: {error.strerror}"
         except InvalidInputError as error:
             self._problems[session.source] = str(error)

@@ -1,0 +1,100 @@
+"""Towards the fabric: filters and communities as a BIRD there sees them, ECMP, ways to peers, blackholes alone."""
+
+from __future__ import annotations
+
+from ipaddress import ip_interface
+
+import pytest
+
+from calipy.datastore.resources import (
+    AddCommunity,
+    BGPFilterRule,
+    BGPFilterSpec,
+    Community,
+    FilterOperation,
+    PrefixAdvertisement,
+    PrependASPath,
+)
+from tests.kernel.test_bgp_mesh import tor
+from tests.support.bgp import BgpLab, eventually, eventually_is
+
+pytestmark = pytest.mark.kernel
+
+
+def test_filters_and_communities_reach_the_fabric(bgp_lab: BgpLab) -> None:
+    """What filters reject stays home, what they change is changed, prefixAdvertisements are attached; live."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.configuration(
+        communities=(Community(name="pods", value="64512:7"),),
+        prefix_advertisements=(PrefixAdvertisement(cidr="10.244.0.0/16", communities=("pods", "64512:1:2")),),
+    )
+    operations = (
+        FilterOperation(add_community=AddCommunity(value="64512:99")),
+        FilterOperation(prepend_as_path=PrependASPath(prefix=(65001,))),
+    )
+    secret = BGPFilterRule(action="Reject", cidr="10.244.2.0/24", match_operator="In")
+    marked = BGPFilterRule(action="Accept", cidr="10.244.1.0/24", match_operator="In", operations=operations)
+    no_default = BGPFilterRule(action="Reject", cidr="198.51.100.0/24", match_operator="Equal")
+    bgp_lab.apply("BGPFilter", "f", BGPFilterSpec(export_v4=(secret, marked), import_v4=(no_default,)))
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500, filters=("f",))
+    bgp_lab.block("10.244.1.0/26", "n1")
+    bgp_lab.block("10.244.2.0/26", "n1")
+    bgp_lab.block("10.244.3.0/26", "n1")
+    n1 = bgp_lab.node("n1", "10.77.1.1/24")
+    here = tor({"n1": n1.address}, export="where source = RTS_STATIC", static="route 198.51.100.0/24 blackhole;")
+    bird = bgp_lab.bird(bgp_lab.fabric, here.replace("local as 64500", "local 10.77.1.254 as 64500"))
+    eventually("marked block", lambda: "65001" in bird.ask("show route all 10.244.1.0/26", check=False))
+    shown = bird.ask("show route all 10.244.1.0/26")
+    assert "BGP.as_path: 64512 65001" in shown
+    assert "BGP.community: (64512,7) (64512,99)" in shown
+    assert "BGP.large_community: (64512, 1, 2)" in shown
+    eventually("plain block", lambda: "BGP.as_path: 64512\n" in bird.ask("show route all 10.244.3.0/26", check=False))
+    assert "10.244.2.0/26" not in bird.routes()
+    eventually_is("import", {"192.0.2.0/24": ("10.77.1.254",)}, n1.gateways)
+    bgp_lab.apply("BGPFilter", "f", BGPFilterSpec())
+    eventually("open", lambda: "10.244.2.0/26" in bird.routes() and "65001" not in bird.routes())
+    eventually("import open", lambda: "198.51.100.0/24" in n1.gateways())
+    assert n1.peers()["10.77.1.254"]["flaps"] == 0
+
+
+def test_two_ways_out_are_used_together(bgp_lab: BgpLab) -> None:
+    """A prefix that two fabric routers announce alike is one multipath route; when one goes, the other stays."""
+    bgp_lab.peer("tor-a", peer_ip="10.77.1.101", as_number=64500)
+    bgp_lab.peer("tor-b", peer_ip="10.77.1.102", as_number=64500)
+    n1 = bgp_lab.node("n1", "10.77.1.1/24")
+    birds = []
+    for last in (101, 102):
+        host = bgp_lab.namespace(f"tor{last}", f"10.77.1.{last}/24")
+        here = tor({"n1": n1.address}, export="where source = RTS_STATIC").replace("10.77.9.1", f"10.77.1.{last}")
+        birds.append(bgp_lab.bird(host, here, f"tor{last}"))
+    eventually_is("both", {"192.0.2.0/24": ("10.77.1.101", "10.77.1.102")}, n1.gateways)
+    birds[0].ask("disable n1")
+    eventually_is("one", {"192.0.2.0/24": ("10.77.1.102",)}, n1.gateways)
+    birds[0].ask("enable n1")
+    eventually_is("both again", {"192.0.2.0/24": ("10.77.1.101", "10.77.1.102")}, n1.gateways)
+
+
+def test_no_source_address_and_a_way_to_the_peer(bgp_lab: BgpLab) -> None:
+    """reachableBy is a host route to the peer; sourceAddress None then takes the address the kernel uses that way."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.block("10.244.1.0/26", "n1")
+    bgp_lab.fabric.links.add_address("lo", ip_interface("10.88.0.1/32"))
+    bgp_lab.peer("tor", peer_ip="10.88.0.1", as_number=64500, source_address="None", reachable_by="10.77.1.254")
+    n1 = bgp_lab.node("n1", "10.77.1.1/24", start=False)
+    n1.ns.run("ip", "route", "del", "default")
+    n1.start()
+    bird = bgp_lab.bird(bgp_lab.fabric, tor({"n1": n1.address}).replace("local as 64500", "local 10.88.0.1 as 64500"))
+    eventually("session", lambda: n1.up("10.88.0.1"))
+    assert n1.gateways() == {"10.88.0.1/32": ("10.77.1.254",)}
+    eventually("the fabric has the block", lambda: "10.244.1.0/26" in bird.routes())
+
+
+def test_blackholes_only_when_alone(bgp_lab: BgpLab) -> None:
+    """Beside a real Felix bgpd writes the blackholes of its blocks, as BIRD did; they go with the block."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.block("10.244.1.0/26", "n1")
+    n1 = bgp_lab.node("n1", "10.77.1.1/24", start=False)
+    n1.start("blackholes")
+    eventually("blackhole", lambda: [route.kind for route in n1.routes().values()] == ["blackhole"])
+    bgp_lab.unblock("10.244.1.0/26", "n1")
+    eventually_is("gone", {}, n1.routes)
