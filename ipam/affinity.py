@@ -63,11 +63,6 @@ RELEASE: Final[dict[tuple[State, Relation], Release]] = {
 }
 
 
-def owner_text(name: str, *, virtual: bool = False) -> str:
-    """A block's ``affinity`` for an owner: ``host:<node>`` or ``virtual:<name>``."""
-    return f"{'virtual' if virtual else 'host'}:{name}"
-
-
 def state_of(affinity: BlockAffinity | None) -> State:
     """Where an affinity is in its life; a state nobody knows counts as pending: not usable, and finished by a claim."""
     if affinity is None:

@@ -254,7 +254,9 @@ def _claim_age(session: Session, block: Block) -> float | None:
 
 def _shortage(session: Session, result: FamilyAssignment, chosen: Sequence[Pool]) -> str:
     got = f"got {len(result.addresses)} of {result.requested} addresses"
+    reserved = sorted({name for pool in chosen for name in session.view.reservations.names(pool.network)})
     where = ", ".join(str(pool) for pool in chosen)
+    where += f" (some are reserved by {', '.join(reserved)})" if reserved else ""
     if session.config.strict_affinity:
         return f"{got}: no more free blocks in {where}, and strict affinity forbids to borrow from other hosts' blocks"
     return f"{got}: no more free addresses in {where}"

@@ -243,9 +243,10 @@ class Reservations:
             for n in _collapse(mine)
         )
 
-    def by(self, address: IPAddress) -> str | None:
-        """Name of an IPReservation that holds the address, or None."""
-        return next((name for n, name in self._networks if n.version == address.version and address in n), None)
+    def names(self, cidr: Prefix) -> list[str]:
+        """The IPReservations that take addresses of a prefix."""
+        mine = {name for network, name in self._networks if network.version == cidr.version and network.overlaps(cidr)}
+        return sorted(mine)
 
 
 def _collapse(networks: Sequence[Any]) -> Iterator[Any]:

@@ -158,10 +158,6 @@ class Session:
         """Read all pools."""
         await self._list("pools", resource_prefix("IPPool"))
 
-    async def need_reservations(self) -> None:
-        """Read all reservations."""
-        await self._list("reservations", resource_prefix("IPReservation"))
-
     async def need_affinities(self, family: Family) -> None:
         """Read the owner's affinities of a family."""
         owner, kind = self.environment.owner, self.environment.affinity_type

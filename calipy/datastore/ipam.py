@@ -19,9 +19,7 @@ import msgspec
 from calipy.errors import UndecodableError
 from calipy.net import Family, IPAddress, Prefix, family_of
 
-PENDING = "pending"
 CONFIRMED = "confirmed"
-PENDING_DELETION = "pendingDeletion"
 
 WINDOWS_RESERVED_HANDLE = "windows-reserved-ipam-handle"
 """Owner of the ordinals that a Windows host keeps for itself in each of its blocks."""

@@ -446,6 +446,7 @@ async def test_i15_reservations(store: Store) -> None:
     done = await Allocator(store, "n1").auto_assign(num4=16, handle_id="h")
     expected = {f"10.1.0.{n}" for n in (4, 5, 6, 7, 12, 14, 15)}
     assert set(done.ipv4) == expected
+    assert "reserved by a, b" in done.messages[0]
     assert set((await snapshot.read(store)).blocks) == {"10.1.0.4/30", "10.1.0.12/30"}
 
 
