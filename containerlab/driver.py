@@ -93,12 +93,24 @@ def read_topology(
         text,
         file=str(file),
         environ=environ,
-        files=_NoFiles() if loose else None,
+        files=_NoFiles() if loose else _Disk(),
         overrides=overrides,
         name=name,
         node_filter=node_filter,
         lab_base=environ.get("CLAB_LABDIR_BASE", ""),
     )
+
+
+class _Disk:
+    """The files of this machine."""
+
+    def exists(self, path: str) -> bool:
+        """Whether there is such a file or directory."""
+        return os.path.exists(path)  # noqa: PTH110 -- a path may be anything the file says
+
+    def read(self, path: str) -> str:
+        """Its text."""
+        return Path(path).read_text(encoding="utf-8")
 
 
 class _NoFiles:

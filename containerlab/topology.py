@@ -7,10 +7,9 @@ be tested without a disk. Every refusal names the file, the line and the element
 from __future__ import annotations
 
 import ipaddress
-import os
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, Protocol, cast, get_args
 
 import msgspec
@@ -40,6 +39,10 @@ GENERATED = ("ansible-inventory.yml", "nornir-simple-inventory.yml", "topology-d
 """Files of the lab directory that may be bind sources before they exist."""
 
 
+_NAMESPACED = ("net.", "fs.mqueue.", "kernel.msg", "kernel.sem", "kernel.shm")
+"""Sysctls that belong to namespaces, as in Docker; others would change the machine."""
+
+
 class Files(Protocol):
     """What a topology may look at outside of its own text."""
 
@@ -50,16 +53,14 @@ class Files(Protocol):
         """Its text. Raises OSError."""
 
 
-class Disk:
-    """``Files`` of the machine."""
+class _Nothing:
+    """``Files`` of a place without files."""
 
-    def exists(self, path: str) -> bool:
-        """Whether there is such a file or directory."""
-        return os.path.exists(path)  # noqa: PTH110 -- a path may be anything the file says
+    def exists(self, path: str) -> bool:  # noqa: ARG002 - of the protocol
+        return False
 
     def read(self, path: str) -> str:
-        """Its text."""
-        return Path(path).read_text(encoding="utf-8")
+        raise FileNotFoundError(path)
 
 
 def load(
@@ -79,7 +80,7 @@ def load(
         text: of the file.
         file: its absolute path (need not exist); its directory is what relative paths refer to.
         environ: the caller's environment, for substitution and ``__IMPORT_ENVS``.
-        files: the disk, unless a test brings another.
+        files: the disk; None for none, as if no file existed.
         overrides: the command line's say about the management network.
         name: replaces the file's lab name.
         node_filter: keep only these nodes, and the links whose ends are all among them.
@@ -88,7 +89,7 @@ def load(
     Raises:
         TopologyError: the file cannot be deployed as it is.
     """
-    reader = _Reader(file, environ, files or Disk(), lab_base)
+    reader = _Reader(file, environ, files or _Nothing(), lab_base)
     try:
         return reader.topology(text, overrides or Overrides(), name, node_filter)
     except RecursionError:
@@ -98,8 +99,8 @@ def load(
 class _Reader:
     def __init__(self, file: str, environ: Mapping[str, str], files: Files, lab_base: str) -> None:
         self.file = file
-        self.short = os.path.basename(file)  # noqa: PTH119 -- pure text
-        self.directory = os.path.dirname(file)  # noqa: PTH120 -- pure text
+        self.short = posixpath.basename(file)
+        self.directory = posixpath.dirname(file)
         self.environ = environ
         self.files = files
         self.lab_base = lab_base or self.directory
@@ -168,7 +169,7 @@ class _Reader:
                 f"lab name {self.lab!r}: letters, digits, '.', '_' and '-' only, beginning with a letter or digit",
                 value=self.lab,
             )
-        self.lab_directory = os.path.join(self.lab_base, f"clab-{self.lab}")  # noqa: PTH118 -- pure text
+        self.lab_directory = posixpath.join(self.lab_base, f"clab-{self.lab}")
         if "prefix" in fields and not fields["prefix"].is_null:
             self.prefix = fields["prefix"].text()
 
@@ -236,7 +237,7 @@ class _Reader:
             binds=self._binds(name, levels),
             tmpfs=levels.merged_map("tmpfs"),
             devices=tuple(levels.merged_list("devices")),
-            sysctls=levels.merged_map("sysctls"),
+            sysctls=self._sysctls(levels, mode),
             network_mode=mode,
             network_node=target,
             bridge=bridge,
@@ -322,7 +323,7 @@ class _Reader:
     def _path(self, text: str) -> str:
         if text == "~" or text.startswith("~/"):
             text = self.environ.get("HOME", "/root") + text[1:]
-        return os.path.normpath(os.path.join(self.directory, text))  # noqa: PTH118 -- pure text
+        return posixpath.normpath(posixpath.join(self.directory, text))
 
     def _binds(self, name: str, levels: Levels) -> tuple[Bind, ...]:
         by_target: dict[str, Bind] = {}
@@ -338,6 +339,16 @@ class _Reader:
             if bind.source not in generated and not self.files.exists(bind.source):
                 _fail(levels, "binds", f"bind {bind.text!r}: source {bind.source} does not exist", bind.text)
         return tuple(sorted(by_target.values(), key=lambda bind: bind.text))
+
+    def _sysctls(self, levels: Levels, mode: NetworkModeName) -> dict[str, str]:
+        sysctls = levels.merged_map("sysctls")
+        for key in sysctls:
+            dotted = key.replace("/", ".")
+            if dotted.startswith("net.") and mode == "host":
+                _fail(levels, "sysctls", f"{key} would change the host's network (network-mode: host)", key)
+            if not dotted.startswith(_NAMESPACED):
+                _fail(levels, "sysctls", f"{key} is not a sysctl of a namespace: it would change the machine", key)
+        return sysctls
 
     def _ports(self, levels: Levels) -> tuple[Any, ...]:
         try:

@@ -43,8 +43,7 @@ def run(only: str | None, config_file: str | None) -> None:
         daemons = [
             supervisor.Daemon(name, supervisor.daemon_argv(name, config_file=config_file or "")) for name in names
         ]
-        environ = {**os.environ, supervisor.SUPERVISED: "1"}
-        sys.exit(asyncio.run(supervisor.Supervisor(daemons, environ).run()))
+        sys.exit(asyncio.run(supervisor.Supervisor(daemons, os.environ).run()))
     from calipy.node import agent, bgpd  # noqa: PLC0415 - only what this process needs
 
     sys.exit(asyncio.run((agent if only == "agent" else bgpd).run(settings, config_file)))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from calipy.bgp import daemon
 from calipy.datastore.connect import connect
 from calipy.node.settings import NodeSettings, etcd_config
-from calipy.node.supervisor import SUPERVISED
 
 
 async def run(settings: NodeSettings, config_file: str | None) -> int:
@@ -17,6 +14,6 @@ async def run(settings: NodeSettings, config_file: str | None) -> int:
         CalipyError: a bad configuration, or another bgpd runs.
     """
     store = connect(etcd_config(config_file))
-    # Alone beside a real Felix nobody else writes the blackholes of our blocks: BIRD did, so we do.
-    options = daemon.Options(router_id=settings.router_id, blackholes=SUPERVISED not in os.environ)
+    # As with BIRD and Felix, the blackholes of un-encapsulated blocks are the BGP side's (ProgramClusterRoutes).
+    options = daemon.Options(router_id=settings.router_id, blackholes=True)
     return await daemon.main(store, settings.name, options)

@@ -25,8 +25,6 @@ BACKOFF = (0.0, 1.0, 2.0, 5.0)
 SETTLED = 30.0
 STOP_SECONDS = 20.0
 PR_SET_PDEATHSIG = 1
-SUPERVISED = "CALIPY_SUPERVISED"
-"""Set in the environment of supervised daemons."""
 
 
 @dataclass(frozen=True, slots=True)
