@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from calipy.containerlab.driver import Lab
-
 from calipy.errors import CalipyError
 from calipy.kernel.process import Completed
 
