@@ -39,6 +39,7 @@ from calipy.net import Family
 _logger = log.get("felix.dataplane")
 
 _IPV6: Final = Path("/proc/sys/net/ipv6")
+_PAUSE_IN_TROUBLE: Final = 1.0
 _RETRY_FIRST: Final = 0.1
 _RETRY_LONGEST: Final = 10.0
 _DRIFT_KEPT: Final = 100
@@ -103,6 +104,7 @@ class Dataplane:
         self._unapplied: set[EndpointID] = set()
         self._refused: dict[str, str] = {}
         self._set_failures: dict[str, str] = {}
+        self._ended = 0.0
         self._first_write = True
         self._iptables: IPTables | None = None
         self._backoff = Backoff(_RETRY_FIRST, _RETRY_LONGEST)
@@ -148,8 +150,11 @@ class Dataplane:
         """When ``apply`` has something to do without being told, on the constructor's clock."""
         if not self._in_sync:
             return None
-        urgent = self._edges.next_deadline() if self._backoff.deadline is None else self._backoff.deadline
-        return earliest(urgent, self._upkeep.deadline if self._upkeep else None)
+        periodic = self._upkeep.deadline if self._upkeep else None
+        if self._backoff.deadline is None:
+            return earliest(self._edges.next_deadline(), periodic)
+        # What fails early in a cycle leaves the periods that come later overdue: no reason to go round in circles.
+        return earliest(self._backoff.deadline, max(periodic or 0.0, self._ended + _PAUSE_IN_TROUBLE))
 
     async def apply(self) -> ApplyReport:
         """Bring the kernel to what ``update`` said, and put right what has drifted and is due to be looked at.
@@ -167,7 +172,7 @@ class Dataplane:
             await self._apply(report, started)
         except KernelError as error:
             report.errors.append(str(error))
-        now = self._clock()
+        now = self._ended = self._clock()
         report.seconds = now - started
         if report.errors:
             if self._backoff.due(started):

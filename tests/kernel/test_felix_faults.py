@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import os
 import random
 import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -515,3 +517,28 @@ def _proxy_arp(node: Node, pod: Pod) -> None:
 def _rules(saved: str) -> list[str]:
     """Rules and chains without counters and times; the order of chains says nothing."""
     return sorted(line.partition(" [")[0] for line in saved.splitlines() if line.startswith(("-A", ":")))
+
+
+def test_lasting_trouble_does_not_make_it_spin(node: Node) -> None:
+    """While ipset cannot be used at all Felix tries again in growing pauses, says why, and recovers by itself."""
+    felix = node.felix(IpsetsRefreshInterval="1", RouteRefreshInterval="1")
+    server, client = programmed(node, felix)
+    taken = "cali40s:late"
+    node.ns.run("ipset", "create", taken, "bitmap:port", "range", "1-10")
+    node.ns.run("iptables-nft", "-A", "INPUT", "-p", "tcp", "-m", "set", "--match-set", taken, "src", "-j", "RETURN")
+    felix.send(ip_sets={"s:late": IPSet("s:late", "net", frozenset({"192.0.2.1"}))})
+    until(lambda: "s:late" in " ".join(felix.status().errors))
+    before = _cpu_seconds(felix.process.pid)
+    time.sleep(4)
+    assert _cpu_seconds(felix.process.pid) - before < 2
+    assert not felix.status().ready
+    assert reaches(client.ns, server.address, 80)
+    node.ns.run("iptables-nft", "-F", "INPUT")
+    until(lambda: felix.status().ready, timeout=20)
+    assert "192.0.2.1" in node.ns.run("ipset", "save", taken)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Used by the process and those that it has waited for."""
+    fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
