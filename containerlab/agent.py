@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calipy.containerlab import linux, nodeinit
-from calipy.containerlab.channel import AsyncChannel
+from calipy.containerlab.async_channel import AsyncChannel
 from calipy.containerlab.container import Spec
 from calipy.containerlab.errors import LabError
 

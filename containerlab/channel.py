@@ -1,14 +1,12 @@
 """Messages over Unix sockets, with file descriptors beside them: JSON objects, one a line. Edge.
 
-Used between the command line and a lab's supervisor, and between the supervisor and the first process of each node. The
-blocking ``Channel`` serves the command line and the nodes, ``AsyncChannel`` the supervisor.
+Used between the command line and a lab's supervisor, and between the supervisor and the first process of each node.
+This is the blocking end, of the command line and the nodes; the supervisor's is in ``async_channel``.
 """
 
 from __future__ import annotations
 
 import array
-import asyncio
-import contextlib
 import json
 import os
 import socket
@@ -24,7 +22,7 @@ def encode(message: dict[str, Any]) -> bytes:
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
-class _Inbox:
+class Inbox:
     """Bytes and descriptors that came in, until a whole line is there."""
 
     def __init__(self) -> None:
@@ -56,7 +54,7 @@ class _Inbox:
         self.fds.clear()
 
 
-def _receive(sock: socket.socket, inbox: _Inbox) -> bool:
+def read_once(sock: socket.socket, inbox: Inbox) -> bool:
     """Read once; False at the end."""
     room = socket.CMSG_SPACE(_MAX_FDS * array.array("i").itemsize)
     data, ancillary, _flags, _address = sock.recvmsg(_CHUNK, room, socket.MSG_CMSG_CLOEXEC)
@@ -70,7 +68,7 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         """Take over ``sock``."""
         self.socket = sock
-        self._inbox = _Inbox()
+        self._inbox = Inbox()
 
     def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
         """Send one message, and duplicates of ``fds``. Raises OSError when the other side is gone."""
@@ -83,7 +81,7 @@ class Channel:
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
         """The next message and its descriptors; None at the end. Blocks. Raises TimeoutError as the socket says."""
         while (message := self._inbox.take()) is None:
-            if not _receive(self.socket, self._inbox):
+            if not read_once(self.socket, self._inbox):
                 return None
         return message
 
@@ -93,66 +91,9 @@ class Channel:
 
     def read(self) -> bool:
         """Read what is there (the socket was reported readable); False at the end."""
-        return _receive(self.socket, self._inbox)
+        return read_once(self.socket, self._inbox)
 
     def close(self) -> None:
         """Close it, and descriptors that nobody took."""
         self._inbox.close()
         self.socket.close()
-
-
-class AsyncChannel:
-    """An end in an event loop."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        """Take over ``sock``."""
-        sock.setblocking(False)
-        self.socket = sock
-        self._inbox = _Inbox()
-        self._sending = asyncio.Lock()
-
-    async def send(self, message: dict[str, Any], fds: Sequence[int] = ()) -> None:
-        """Send one message, and duplicates of ``fds``. Raises OSError when the other side is gone."""
-        data = encode({**message, "fds": len(fds)} if fds else message)
-        loop = asyncio.get_running_loop()
-        async with self._sending:
-            while fds:
-                try:
-                    data = data[socket.send_fds(self.socket, [data], list(fds)) :]
-                    fds = ()
-                except BlockingIOError:
-                    await self._ready(write=True)
-            await loop.sock_sendall(self.socket, data)
-
-    async def receive(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next message and its descriptors; None at the end."""
-        while (message := self._inbox.take()) is None:
-            try:
-                if not _receive(self.socket, self._inbox):
-                    return None
-            except BlockingIOError:
-                await self._ready(write=False)
-            except OSError:
-                return None
-        return message
-
-    async def _ready(self, *, write: bool) -> None:
-        loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = loop.create_future()
-
-        def wake() -> None:
-            if not ready.done():
-                ready.set_result(None)
-
-        add, remove = (loop.add_writer, loop.remove_writer) if write else (loop.add_reader, loop.remove_reader)
-        add(self.socket, wake)
-        try:
-            await ready
-        finally:
-            remove(self.socket)
-
-    def close(self) -> None:
-        """Close it, and descriptors that nobody took."""
-        self._inbox.close()
-        with contextlib.suppress(OSError):
-            self.socket.close()

@@ -8,28 +8,29 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import signal
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
-
-from calipy.containerlab import inventories, registry, topology
+from calipy.containerlab import registry
 from calipy.containerlab.channel import Channel
 from calipy.containerlab.errors import LabError, TopologyError
-from calipy.containerlab.git import labels as git_labels
-from calipy.containerlab.management import Overrides
-from calipy.containerlab.model import Topology
 from calipy.containerlab.registry import Entry
 from calipy.kernel.process import Completed
 
+if TYPE_CHECKING:  # loading what reads topologies takes longer than a command in a node
+    from calipy.containerlab.management import Overrides
+    from calipy.containerlab.model import Topology
+
 SUFFIXES = (".clab.yml", ".clab.yaml")
 _START = 20.0
+_POLL = 0.005
 _BUSY = 75
 
 Report = Callable[[str, str], None]
@@ -82,6 +83,8 @@ def read_topology(
     Raises:
         TopologyError: it cannot be deployed.
     """
+    from calipy.containerlab import topology  # noqa: PLC0415 -- see above
+
     environ = os.environ if environ is None else environ
     file = Path(path).absolute() if text is not None and path is not None else find_topology(path)
     if text is None:
@@ -218,6 +221,10 @@ class Lab:
         """
         if os.geteuid() != 0:
             raise LabError("a lab needs root: it makes network namespaces", remedy="sudo calipy lab …")
+        import msgspec  # noqa: PLC0415 -- see above
+
+        from calipy.containerlab.git import labels as git_labels  # noqa: PLC0415
+
         params = {
             "topology": msgspec.to_builtins(wanted),
             "create_bridges": create_bridges,
@@ -236,6 +243,8 @@ class Lab:
 
     def preview(self, wanted: Topology) -> list[tuple[str, str]]:
         """What ``apply`` would do to the running lab."""
+        import msgspec  # noqa: PLC0415 -- see above
+
         rows = self._call("plan", {"topology": msgspec.to_builtins(wanted)})
         return [(action, detail) for action, detail in rows]
 
@@ -254,17 +263,11 @@ class Lab:
         directory = directory or state.get("lab_directory", "")
         ran = self._entry.runs
         if ran:
-            left = self._call("destroy", {"nodes": list(nodes)})["left"]
-            if not left:
-                self._wait_gone()
+            self._call("destroy", {"nodes": list(nodes)})
         registry.clean(self._entry)
         if cleanup and directory:
-            inventories.remove_directory(directory)
+            shutil.rmtree(directory, ignore_errors=True)
         return ran
-
-    def _wait_gone(self) -> None:
-        while self._entry.runs:
-            time.sleep(0.01)
 
     # --- use
 
@@ -314,7 +317,7 @@ class Lab:
         with contextlib.closing(self._connect()) as channel:
             params = {"node": node, "argv": list(argv), "env": dict(env or {})}
             channel.send({"method": "exec", "params": params}, [0, 1, 2])
-            return _exit_code(_answer(channel, None), node, argv)
+            return _exit_code(_answer(channel), node, argv)
 
     def containers(self) -> list[dict[str, Any]]:
         """The nodes: ``name``, ``node``, ``id``, ``image``, ``state``, ``ipv4``, ``labels``, ``pid``, …; by name."""
@@ -352,7 +355,7 @@ class Lab:
     def _call(self, method: str, params: dict[str, Any], *, report: Report | None = None) -> Any:
         with contextlib.closing(self._connect()) as channel:
             channel.send({"method": method, "params": params})
-            return _answer(channel, report)
+            return _answer(channel, report, self._entry)
 
 
 def all_labs() -> list[Lab]:
@@ -365,7 +368,8 @@ def running_labs() -> list[Lab]:
     return [Lab(entry.lab) for entry in registry.living()]
 
 
-def _answer(channel: Channel, report: Report | None) -> Any:
+def _answer(channel: Channel, report: Report | None = None, entry: Entry | None = None) -> Any:
+    """The result of a request. If the supervisor ends with it, its ``entry`` is free when this returns."""
     while True:
         try:
             received = channel.receive()
@@ -377,10 +381,12 @@ def _answer(channel: Channel, report: Report | None) -> Any:
         if "log" in message:
             if report is not None:
                 report(*message["log"])
-        elif "error" in message:
+            continue
+        while message.get("over") and entry is not None and entry.runs:
+            time.sleep(_POLL)
+        if "error" in message:
             raise LabError(message["error"]["message"], remedy=message["error"]["remedy"])
-        else:
-            return message["result"]
+        return message["result"]
 
 
 def _exit_code(result: dict[str, Any], node: str, argv: Sequence[str]) -> int:
@@ -406,7 +412,7 @@ def _await_exit(channel: Channel, pipes: Sequence[_Pipe], timeout: float | None,
             raise TimeoutError(f"{node}: {' '.join(argv)}: not done after {timeout:g} s")
         for fd, _events in ready:
             if fd == channel.socket.fileno():
-                return _exit_code(_answer(channel, None), node, argv)
+                return _exit_code(_answer(channel), node, argv)
             pipe = next(pipe for pipe in pipes if fd in (pipe.read_end, pipe.write_end))
             if not pipe.move():
                 poll.unregister(fd)
@@ -476,39 +482,34 @@ def _start_supervisor(entry: Entry, *, host_netns: bool) -> None:
     Raises:
         LabError: it does not start.
     """
-    entry.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     ready, ready_end = os.pipe2(os.O_CLOEXEC)
     arguments = [sys.executable, "-m", "calipy.containerlab.supervisor", entry.lab, "--ready-fd", str(ready_end)]
     arguments += ["--host-netns"] if host_netns else []
-    log = os.open(registry.directory(), os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        process = subprocess.Popen(
-            arguments,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            pass_fds=[ready_end],
-            start_new_session=True,
-            cwd="/",
-        )
-        os.close(ready_end)
-        said = _read_line(ready, _START)
-        if said == "ready":
+    with tempfile.TemporaryFile() as said, contextlib.ExitStack() as stack:
+        stack.callback(os.close, ready)
+        try:
+            process = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=said,
+                pass_fds=[ready_end],
+                start_new_session=True,
+                cwd="/",
+            )
+        finally:
+            os.close(ready_end)
+        line = _read_line(ready, _START)
+        if line == "ready":
             return
-        with contextlib.suppress(ProcessLookupError):
-            if said is None:
-                process.send_signal(signal.SIGKILL)
+        if line is None:
+            process.kill()
         if process.wait() == _BUSY:
             _wait_socket(entry)
             return
-        os.lseek(log, 0, os.SEEK_SET)
-        trace = os.read(log, 1 << 16).decode("utf-8", "replace").strip()
-        raise LabError(
-            f"the supervisor of lab {entry.lab} does not start: {said or trace[-2000:] or 'no word from it'}"
-        )
-    finally:
-        os.close(ready)
-        os.close(log)
+        said.seek(0)
+        reason = line or said.read().decode("utf-8", "replace").strip()[-2000:] or "no word from it"
+        raise LabError(f"the supervisor of lab {entry.lab} does not start: {reason}")
 
 
 def _read_line(fd: int, timeout: float) -> str | None:

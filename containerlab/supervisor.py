@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from calipy.containerlab import linux, registry
-from calipy.containerlab.channel import AsyncChannel
+from calipy.containerlab.async_channel import AsyncChannel
 from calipy.containerlab.container import BuildError, write_sysctls
 from calipy.containerlab.errors import LabError
 from calipy.containerlab.lab import Lab
@@ -112,9 +112,10 @@ class Supervisor:
         finally:
             watch.cancel()
             await asyncio.gather(watch, return_exceptions=True)
-        await channel.send(answer)
-        if self.lab.topology is None and method in {"deploy", "destroy"}:
+        over = self.lab.topology is None and method in {"deploy", "destroy"}
+        if over:
             self.over.set()
+        await channel.send({**answer, "over": over})
 
     # --- methods
 

@@ -483,9 +483,7 @@ def execute(shared: _Shared, commands: Sequence[str], labels: Sequence[str], for
       calipy lab exec -t mesh.clab.yml --label clab-node-name=n1 --cmd 'ip route'
       calipy lab exec --name mesh --format json --cmd 'calipy node status'
     """
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - start-up time
-
-    from calipy.containerlab import driver, outputs  # noqa: PLC0415
+    from calipy.containerlab import driver  # noqa: PLC0415 - start-up time
     from calipy.containerlab.words import split  # noqa: PLC0415
 
     try:
@@ -508,9 +506,17 @@ def execute(shared: _Shared, commands: Sequence[str], labels: Sequence[str], for
     for node in nodes:
         if node not in alive:
             shared.say("error", f"{node['name']} is not running")
-    with ThreadPoolExecutor(max_workers=max(1, min(16, len(alive)))) as pool:
-        results = dict(zip([node["name"] for node in alive], pool.map(run, alive), strict=True))
+    names = [node["name"] for node in alive]
+    if len(alive) == 1:
+        results = {names[0]: run(alive[0])}
+    else:
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - start-up time
+
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            results = dict(zip(names, pool.map(run, alive), strict=True))
     if form == "json":
+        from calipy.containerlab import outputs  # noqa: PLC0415 - start-up time
+
         print(outputs.exec_json(results), end="")
     else:
         for name, of_node in sorted(results.items()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import subprocess
@@ -75,6 +74,8 @@ async def run_async(
     argv: Sequence[str], *, stdin: bytes | str = b"", timeout: float = 30.0, netns_fd: int | None = None
 ) -> Completed:
     """``run`` in a worker thread. A cancelled caller does not stop the program: half a restore would be worse."""
+    import asyncio  # noqa: PLC0415 - slow to load, and most programs that use this have no loop
+
     return await asyncio.to_thread(run, argv, stdin=stdin, timeout=timeout, netns_fd=netns_fd)
 
 
