@@ -2,7 +2,7 @@
 
     etcd ─► Syncer ─► Felix (graph, dataplane)      kernel
                  └──► Allocator's view of the pools and blocks
-    CLI, CNI ─► agent.sock ─► Workloads ─► PodNetwork ─► Allocator, veth, endpoint in etcd, and so back to the Syncer
+    CLI, CNI ─► agent.sock ─► Workloads ─► PodNetwork ─► Allocator, veth, endpoint in etcd, thus to the Syncer
 
 The agent starts whatever is missing: etcd unreachable, no address on any interface yet. It says so in ``/readiness`` and
 goes on trying. SIGTERM ends it and leaves routes, rules, sets and pods as they are.
@@ -11,8 +11,10 @@ goes on trying. SIGTERM ends it and leaves routes, rules, sets and pods as they 
 from __future__ import annotations
 
 import asyncio
+import datetime
 import gc
 import os
+import random
 import signal
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +30,7 @@ from calipy.datastore.syncer import InSync, Status, Syncer, SyncEvent, Update
 from calipy.errors import CalipyError, DatastoreError
 from calipy.felix.daemon import Felix, FelixStatus
 from calipy.ipam.allocator import Allocator
+from calipy.ipam.collector import LeakTracker, collect
 from calipy.node import host, startup, tunnels
 from calipy.node.health import Health, HealthServer
 from calipy.node.settings import NodeSettings, etcd_config
@@ -35,6 +38,8 @@ from calipy.node.settings import NodeSettings, etcd_config
 logger = log.get("agent")
 
 STARTUP_RETRY_SECONDS = 1.0
+LEAK_SECONDS = 300.0
+"""Shortest grace period that sets the pace of looking for leaks; Calico's where none is given."""
 WATCHDOG_SECONDS = 90.0
 """Felix's DataplaneWatchdogTimeout: a main loop that says nothing for so long is dead."""
 
@@ -73,7 +78,13 @@ class Agent:
         if settings.health_enabled:
             await server.start()
         api = Server(api_client.agent_socket(), {"status": self.status, **self.workloads.handlers()})
-        parts = (self._announce_node(), self._follow_datastore(), self.felix.run(), self._stop.wait())
+        parts = (
+            self._announce_node(),
+            self._follow_datastore(),
+            self._collect_leaks(),
+            self.felix.run(),
+            self._stop.wait(),
+        )
         async with api:
             tasks = [asyncio.create_task(part) for part in parts]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -113,6 +124,20 @@ class Agent:
     async def _follow_datastore(self) -> None:
         async for batch in self.syncer.run():
             self._on_events(batch)
+
+    async def _collect_leaks(self) -> None:
+        """Give back addresses of this node that nobody has used for the grace period, and blocks that stay empty."""
+        grace = self.settings.leak_grace
+        tracker = LeakTracker(datetime.timedelta(seconds=grace), scope=self.settings.name)
+        while True:
+            # Half the grace period, spread so that the nodes of a cluster do not all read at once.
+            await asyncio.sleep(max(grace, LEAK_SECONDS) / 2 * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
+            try:
+                done = await collect(self.store, self.allocator, tracker, now=clock.wall)
+                if done.released or done.blocks or done.failed:
+                    logger.info("leaks collected", released=done.released, blocks=done.blocks, failed=done.failed)
+            except CalipyError as error:
+                logger.warning("cannot look for leaked addresses", reason=str(error))
 
     def _on_events(self, batch: Sequence[SyncEvent]) -> None:
         for event in batch:

@@ -53,6 +53,7 @@ class NodeSettings:
         ip, ip6: ``IP`` and ``IP6`` as given: "", ``autodetect``, ``none`` or an address.
         as_number: ``AS``, or None to inherit the cluster's.
         backend: ``bird`` (BGP) or ``none`` (policy only).
+        leak_grace: seconds for which an address must have no endpoint before it is given back; 0 = never.
         felix: ``FELIX_…`` parameters, lower-cased names without the prefix.
     """
 
@@ -75,6 +76,7 @@ class NodeSettings:
     health_host: str = "localhost"
     health_port: int = DEFAULT_HEALTH_PORT
     router_id: str = ""
+    leak_grace: float = 900.0
     felix: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -123,6 +125,7 @@ class NodeSettings:
             health_host=felix.get("healthhost", "localhost"),
             health_port=_port("FELIX_HEALTHPORT", felix.get("healthport", ""), DEFAULT_HEALTH_PORT),
             router_id=environ.get("CALICO_ROUTER_ID", ""),
+            leak_grace=_seconds("CALIPY_LEAK_GRACE", environ.get("CALIPY_LEAK_GRACE", ""), 900.0),
             felix=felix,
         )
 
