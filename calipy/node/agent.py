@@ -2,7 +2,7 @@
 
     etcd ─► Syncer ─► Felix (graph, dataplane)      kernel
                  └──► Allocator's view of the pools and blocks
-    CLI, CNI ─► agent.sock ─► Workloads ─► PodNetwork ─► Allocator, veth, endpoint in etcd, thus to the Syncer
+    CLI, CNI ─► agent.sock ─► Workloads ─► PodNetwork ─► Allocator, veth, endpoint in etcd ─► Syncer
 
 The agent starts whatever is missing: etcd unreachable, no address on any interface yet. It says so in ``/readiness`` and
 goes on trying. SIGTERM ends it and leaves routes, rules, sets and pods as they are.
