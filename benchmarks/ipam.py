@@ -3,7 +3,8 @@
 One host alone, then 8 and 50 that race for one pool. Hosts are spread over as many processes as there are cores; the
 hosts of a process share one watch, as every node has one. Each host assigns from watched state, its own blocks first,
 claiming new ones as it goes; then everything is released again. The baseline writes one key per writer, each write
-guarded with the revision of the one before: the least that any assignment costs.
+guarded with the revision of the one before and as large as a block that is half in use: the least that any assignment
+costs.
 
 Bars: alone at least half of plain compare-and-swap; with 50 hosts not less in total than with 8.
 
@@ -49,6 +50,7 @@ WATCHED = (
     BLOCKS,
     IPAM_CONFIG,
 )
+VALUE = b"x" * 4096
 Work = Callable[[int], Awaitable[None]]
 
 
@@ -84,11 +86,11 @@ async def repeat(workers: list[Work], seconds: float, start: float) -> Measured:
 async def raw(url: str, numbers: list[int], seconds: float, start: float) -> Measured:
     """Writers of one key each."""
     store = EtcdStore([url])
-    revisions = {n: await store.put(f"/raw/{n}", b"x" * 600) for n in numbers}
+    revisions = {n: await store.put(f"/raw/{n}", VALUE) for n in numbers}
 
     def writer(n: int) -> Work:
         async def write(_: int) -> None:
-            revisions[n] = await store.update(f"/raw/{n}", b"x" * 600, revision=revisions[n])
+            revisions[n] = await store.update(f"/raw/{n}", VALUE, revision=revisions[n])
 
         return write
 

@@ -184,15 +184,15 @@ async def next_step(
 
 
 def _known_to_be_full(session: Session, cidr: str) -> bool:
-    """A block of ours, in order, without anything to get from it: not worth a look. O(1) for most."""
+    """A block of ours, in order, without anything to get from it: not worth a look. O(1)."""
+    if not session.view.is_full(cidr):
+        return False
     block, claim = session.view.block(cidr), session.view.affinity(cidr)
     return (
         block is not None
         and block.affinity == session.environment.owner_text
         and claim is not None
         and claim.state == CONFIRMED
-        and not block.unallocated
-        and not any(attribute.cooling for attribute in block.attributes)
     )
 
 

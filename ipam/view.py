@@ -61,6 +61,7 @@ class View:
         self._reservations: Reservations | None = None
         self._blocks: dict[Family, dict[str, Block | None]] = {4: {}, 6: {}}
         self._affinities: dict[Family, set[str]] = {4: set(), 6: set()}
+        self._full: set[str] = set()
 
     def wants(self, key: Key) -> bool:
         """Whether a change of this key is kept when it comes from a watch. Handles are not: there are too many."""
@@ -94,8 +95,11 @@ class View:
                 self._note_reservation(name, value)
             case BlockKey(cidr=cidr):
                 blocks = self._blocks[family_of(cidr)]
+                self._full.discard(cidr)
                 if revision:
                     blocks[cidr] = value
+                    if value is not None and not value.unallocated and not any(a.cooling for a in value.attributes):
+                        self._full.add(cidr)
                 else:
                     blocks.pop(cidr, None)
             case BlockAffinityKey(host=host, cidr=cidr, affinity_type=affinity_type) if (
@@ -167,6 +171,10 @@ class View:
     def block(self, cidr: str) -> Block | None:
         """A block; None if it does not exist, cannot be decoded, or is not known."""
         return self._blocks[family_of(cidr)].get(cidr)
+
+    def is_full(self, cidr: str) -> bool:
+        """Whether a block is known to have nothing to hand out, now or after any time of waiting. O(1)."""
+        return cidr in self._full
 
     def blocks(self, family: Family) -> dict[str, Block | None]:
         """All known blocks by CIDR; None for one that exists but cannot be decoded. Not to be changed."""
