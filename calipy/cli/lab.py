@@ -240,12 +240,12 @@ def _owner(shared: _Shared, wanted: str) -> str:
 
 
 def _read(shared: _Shared, *, overrides: Any = None, node_filter: Sequence[str] = (), loose: bool = False) -> Topology:
-    from calipy.containerlab import driver  # noqa: PLC0415 - start-up time
+    from calipy.containerlab import reading  # noqa: PLC0415 - start-up time
 
     if shared.topo in {"-", "stdin"}:
-        file, text = driver.keep_standard_input(sys.stdin.read())
-        return driver.read_topology(file, text=text, overrides=overrides, name=shared.name, node_filter=node_filter)
-    return driver.read_topology(
+        file, text = reading.keep_standard_input(sys.stdin.read())
+        return reading.read_topology(file, text=text, overrides=overrides, name=shared.name, node_filter=node_filter)
+    return reading.read_topology(
         shared.topo or None, overrides=overrides, name=shared.name, node_filter=node_filter, loose=loose
     )
 
@@ -460,7 +460,9 @@ def _lab(shared: _Shared) -> Lab:
 
     if shared.name and not shared.topo:
         return driver.Lab(shared.name)
-    return driver.Lab(driver.lab_name(shared.topo or None))
+    from calipy.containerlab import reading  # noqa: PLC0415 - only where there is a file to read
+
+    return driver.Lab(reading.lab_name(shared.topo or None))
 
 
 # --- exec

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from calipy.containerlab import driver, registry
+from calipy.containerlab import driver, reading, registry
 from calipy.containerlab.driver import CommandFailedError, Lab
-from calipy.containerlab.errors import LabError
+from calipy.containerlab.errors import LabError, TopologyError
 from calipy.containerlab.leftovers import HostState, namespaces_of
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
@@ -490,12 +490,12 @@ def test_what_is_recorded_is_all_that_is_cleaned(tmp_path: Path) -> None:
 
 def test_topologies_are_found_as_containerlab_finds_them(tmp_path: Path) -> None:
     """The file, the only one in a directory, else an error that names the place."""
-    with pytest.raises(LabError.__mro__[1], match="none"):
-        driver.find_topology(tmp_path)
+    with pytest.raises(TopologyError, match="none"):
+        reading.find_topology(tmp_path)
     (tmp_path / "x.clab.yml").touch()
-    assert driver.find_topology(tmp_path) == tmp_path / "x.clab.yml"
+    assert reading.find_topology(tmp_path) == tmp_path / "x.clab.yml"
     (tmp_path / "y.clab.yaml").touch()
-    with pytest.raises(LabError.__mro__[1], match=r"x\.clab\.yml, y\.clab\.yaml"):
-        driver.find_topology(tmp_path)
-    with pytest.raises(LabError.__mro__[1], match="nosuch"):
-        driver.find_topology(tmp_path / "nosuch")
+    with pytest.raises(TopologyError, match=r"x\.clab\.yml, y\.clab\.yaml"):
+        reading.find_topology(tmp_path)
+    with pytest.raises(TopologyError, match="nosuch"):
+        reading.find_topology(tmp_path / "nosuch")
