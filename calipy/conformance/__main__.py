@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 from calipy import log
-from calipy.conformance import etcd, netpol_lab, report
+from calipy.conformance import etcd, netpol_lab, netpol_packets, report
 from calipy.conformance.bench import Bench, Options
 from calipy.conformance.registry import suites
 from calipy.conformance.report import CaseResult
@@ -63,6 +64,9 @@ def _enter_hub() -> str:
     """Go where packets can be sent; why that is not possible, "" if it is."""
     if os.geteuid() != 0:
         return "packets need root"
+    search = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+    if missing := [name for name in netpol_packets.PROGRAMS if shutil.which(name, path=search) is None]:
+        return f"packets need programs that are missing: {', '.join(missing)} (./run install)"
     try:
         netpol_lab.enter_hub()
     except KernelError as error:

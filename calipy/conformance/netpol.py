@@ -10,7 +10,7 @@ from typing import Any, Final
 from calipy.conformance import netpol_packets
 from calipy.conformance.bench import Bench
 from calipy.conformance.netpol_case import UPLINK, Case, State, is_case, load, parse_probe
-from calipy.conformance.netpol_packets import Findings, PacketRunner
+from calipy.conformance.netpol_packets import PacketRunner, Wrong
 from calipy.conformance.report import CaseResult
 from calipy.errors import CalipyError, InvalidInputError
 from calipy.policy.evaluate import EPHEMERAL_PORT, Verdict, evaluate
@@ -56,7 +56,7 @@ def check(name: str, case: Case) -> CaseResult:
         wrong = [line for state in case.states() for line in wrong_cells(state)]
     except (InvalidInputError, *_UNUSABLE) as error:
         return CaseResult(name, case.id, "failed", themes, _unusable(error))
-    return CaseResult(name, case.id, "failed" if wrong else "passed", themes, _first(wrong))
+    return CaseResult(name, case.id, "failed" if wrong else "passed", themes, _first(wrong[:SHOWN], len(wrong)))
 
 
 async def check_with_packets(name: str, case: Case, bench: Bench) -> CaseResult:
@@ -66,13 +66,14 @@ async def check_with_packets(name: str, case: Case, bench: Bench) -> CaseResult:
         findings = await (await _runner(bench)).check(case)
     except (CalipyError, *_UNUSABLE) as error:
         return CaseResult(name, case.id, "failed", themes, _unusable(error))
-    wrong = findings.problems + _wrong_lines(findings)
+    count = len(findings.problems) + len(findings.wrong)
+    wrong = [*findings.problems, *map(_wrong_line, findings.wrong[:SHOWN])]
     return CaseResult(
         name,
         case.id,
         "failed" if wrong else "passed",
         themes,
-        _first(wrong),
+        _first(wrong[:SHOWN], count),
         tuple(findings.left_out),
         tuple(findings.notes),
     )
@@ -85,15 +86,18 @@ async def _runner(bench: Bench) -> PacketRunner:
     return runner
 
 
-def _wrong_lines(findings: Findings) -> list[str]:
-    return [
-        f"{one.state.name}: {one.probe} {one.source} -> {one.destination}: want {one.want}, {one.how}"
-        for one in findings.wrong
-    ]
+def _wrong_line(one: Wrong) -> str:
+    """The cell, what packets did, and what the evaluator thinks of it."""
+    place = f"{one.state.name}: {one.probe} {one.source} -> {one.destination}: want {one.want}, {one.how}"
+    try:
+        verdict = verdict_of(_snapshot(one.state), one.state, one.probe, one.source, one.destination)
+    except CalipyError as error:
+        return f"{place}; evaluator: {error}"
+    return f"{place}; evaluator: {'A' if verdict.allowed else 'D'}: {verdict.reason}"
 
 
-def _first(wrong: Sequence[str]) -> str:
-    return "\n".join([*wrong[:SHOWN], *([f"and {len(wrong) - SHOWN} more"] if len(wrong) > SHOWN else [])])
+def _first(wrong: Sequence[str], count: int) -> str:
+    return "\n".join([*wrong, *([f"and {count - SHOWN} more"] if count > SHOWN else [])])
 
 
 def _themes(case: Case, way: str) -> tuple[str]:
@@ -110,9 +114,7 @@ def _unusable(error: BaseException) -> str:
 
 def wrong_cells(state: State) -> list[str]:
     """One line for each cell that the evaluator sees differently, with its reason."""
-    cluster = state.cluster
-    objects = ((resource.key, resource) for resource in cluster.resources())
-    snapshot = Snapshot(objects, endpoint_to_host=cluster.endpoint_to_host, uplink=UPLINK)
+    snapshot = _snapshot(state)
     found = [f"{state.name}: {where}: {why}" for where, why in snapshot.problems.items()]
     for probe, source, destination, wanted in state.cells():
         verdict = verdict_of(snapshot, state, probe, source, destination)
@@ -120,6 +122,11 @@ def wrong_cells(state: State) -> list[str]:
             got = "A" if verdict.allowed else "D"
             found.append(f"{state.name}: {probe} {source} -> {destination}: want {wanted}, got {got}: {verdict.reason}")
     return found
+
+
+def _snapshot(state: State) -> Snapshot:
+    objects = ((resource.key, resource) for resource in state.cluster.resources())
+    return Snapshot(objects, endpoint_to_host=state.cluster.endpoint_to_host, uplink=UPLINK)
 
 
 def verdict_of(snapshot: Snapshot, state: State, probe: str, source: str, destination: str) -> Verdict:

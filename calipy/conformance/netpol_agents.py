@@ -36,6 +36,7 @@ class Agent:
         self._argv = ["setpriv", "--pdeathsig", "KILL", "--", "nsenter", f"--net=/proc/self/fd/{netns_fd}", "--"]
         self._argv += daemon_argv("agent")
         self._netns_fd = netns_fd
+        self._backend = backend
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("ETCD_", "FELIX_"))}
         self._environment = {
             **inherited,
@@ -83,6 +84,8 @@ class Agent:
         if felix["applied_revision"] < revision:
             reasons = "; ".join([*felix["errors"], *answer["reasons"]])
             return f"revision {felix['applied_revision']} of {revision} is in the kernel; {reasons}"
+        if self._backend and felix["backend"] != self._backend:
+            return f"it uses {felix['backend']}, not {self._backend}"
         states = felix["endpoints"]
         up = {name for name, state in states.items() if state["state"] == "up"}
         if up == wanted == states.keys():

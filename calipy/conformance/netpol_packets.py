@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from calipy.conformance import etcd
 from calipy.conformance.bench import Bench
-from calipy.conformance.netpol_agents import Agent
+from calipy.conformance.netpol_agents import Agent, NotInSyncError
 from calipy.conformance.netpol_case import Case, Cluster, State, parse_probe
 from calipy.conformance.netpol_lab import HUB_ADDRESS, Lab
 from calipy.conformance.netpol_writer import Writer, objects
@@ -26,6 +26,10 @@ from calipy.conformance.probe_agent import Answer, Flow, ProbeAgent, Request, un
 from calipy.datastore.etcd import EtcdStore
 from calipy.kernel import netns
 
+PROGRAMS: Final = ("iptables-nft-restore", "ip6tables-nft-restore", "ipset", "conntrack", "nsenter", "setpriv", "etcd")
+"""What the machines and their agents call."""
+
+_STUCK_CASES: Final = 3
 _RETRY_PAUSES: Final = (0.2, 0.6, 1.2)
 _ETCD_URL: Final = f"http://{HUB_ADDRESS}:2379"
 """Calico's port: nodes may always talk to it, whatever the policies of their own interfaces say."""
@@ -91,6 +95,7 @@ class PacketRunner:
         self._probes = ProbeAgent()
         self._agents: dict[str, Agent] = {}
         self._flows: dict[str, Flow] = {}
+        self._stuck = 0
         self._directory = directory
         self._backend = backend
         self._hub_fd = netns.open_fd("/proc/thread-self/ns/net")
@@ -113,6 +118,8 @@ class PacketRunner:
             CalipyError: it cannot be run: something in it is refused, or an agent does not follow.
         """
         findings = Findings()
+        if self._stuck >= _STUCK_CASES:
+            raise NotInSyncError(f"not run: agents did not follow in the last {_STUCK_CASES} cases")
         states = list(case.states())
         for flow in case.document.get("flows") or ():
             if parse_probe(flow["probe"]).protocol not in {"tcp", "udp"}:
@@ -126,8 +133,14 @@ class PacketRunner:
                 await self._check_flows(case, number, state, findings)
                 await self._check_cells(state, findings)
                 await self._open_flows(case, number, state, findings)
+            self._stuck = 0
+        except NotInSyncError:
+            self._stuck += 1
+            raise
         finally:
             await self._in_thread(self._clear)
+            findings.notes += self._writer.notes
+            self._writer.notes.clear()
         return findings
 
     def _prepare(self, states: Sequence[State]) -> None:

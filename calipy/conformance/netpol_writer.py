@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Awaitable, Iterable
 from typing import Any, Final
 
 from msgspec.structs import replace
 
+from calipy import clock
 from calipy.conformance.bench import Bench
 from calipy.conformance.netpol_case import Cluster
+from calipy.datastore import codec, defaults
 from calipy.datastore.codec import new
-from calipy.datastore.keys import RESOURCES, ResourceKey
+from calipy.datastore.keys import RESOURCES, ResourceKey, path
 from calipy.datastore.resources import FelixConfigurationSpec, Resource
+from calipy.errors import InvalidInputError, NotFoundError
 from calipy.net import IPAddress
 
 Objects = dict[ResourceKey, Resource[Any, Any]]
 
+_REFUSED: Final = (InvalidInputError, NotFoundError)
 _POLICIES: Final = frozenset({"NetworkPolicy", "GlobalNetworkPolicy"})
 
 
@@ -41,10 +46,16 @@ def objects(cluster: Cluster, interfaces: dict[IPAddress, str]) -> Objects:
 
 
 class Writer:
-    """Writes differences. Knows what it has written; objects that others made stay, or come back when done with."""
+    """Writes differences. Knows what it has written; objects that others made stay, or come back when done with.
+
+    Attributes:
+        notes: objects that the client refuses, and why. The API server of a real cluster may take them, so they are
+            stored all the same: the agents have to cope.
+    """
 
     def __init__(self, bench: Bench) -> None:
         """For a store that only this writer and the agents under test write to."""
+        self.notes: list[str] = []
         self._bench = bench
         self._present: Objects = {}
         self._original: Objects = {}
@@ -57,7 +68,7 @@ class Writer:
         """Bring the store to ``wanted``; the revision at which it is there, 0 if there was nothing to do.
 
         Raises:
-            CalipyError: the client refuses an object; the others are written.
+            DatastoreError: it did not work; everything else is written.
         """
         gone = [key for key in self._present if key not in wanted]
         changed = [one for key, one in wanted.items() if self._present.get(key) != one]
@@ -73,14 +84,25 @@ class Writer:
         return max((event.revision for event in events if event.key.startswith(RESOURCES)), default=0)
 
     async def _apply(self, resource: Resource[Any, Any]) -> None:
-        await self._bench.client.apply(resource)
+        try:
+            await self._bench.client.apply(resource)
+        except _REFUSED as refusal:
+            self.notes.append(f"{resource.key} is stored although the client refuses it: {refusal}")
+            metadata = replace(resource.metadata, uid=str(uuid.uuid4()), creation_timestamp=clock.rfc3339(clock.wall()))
+            stored = defaults.fill(replace(resource, metadata=metadata))
+            await self._bench.store.put(path(resource.key), codec.encode(stored))
         self._present[resource.key] = resource
 
     async def _remove(self, key: ResourceKey) -> None:
         if key in self._original:
             await self._bench.client.apply(replace(self._original[key], revision=0))
-        else:
+            del self._present[key]
+            return
+        try:
             await self._bench.client.delete(key.kind, key.name, key.namespace)
+        except _REFUSED as refusal:
+            self.notes.append(f"{key} is deleted although the client refuses it: {refusal}")
+            await self._bench.store.delete(path(key))
         del self._present[key]
 
 
