@@ -439,15 +439,15 @@ def _print_details(containers: Sequence[Mapping[str, Any]]) -> None:
 @inspect.command()
 @_shared_flags
 @_formats("table", "json")
-@click.option("-n", "--node", "name", default="", help="Only this node (its long name, as inspect shows it).")
+@click.option("-n", "--node", default="", help="Only this node (its long name, as inspect shows it).")
 @_pass
-def interfaces(shared: _Shared, form: str, name: str) -> None:
+def interfaces(shared: _Shared, form: str, node: str) -> None:
     """Show the interfaces of the nodes of a lab."""
     import json  # noqa: PLC0415 - start-up time
 
     from calipy.containerlab import outputs  # noqa: PLC0415
 
-    nodes = [node for node in _lab(shared).interfaces() if name in {"", node["name"]}]
+    nodes = [shown for shown in _lab(shared).interfaces() if node in {"", shown["name"]}]
     if form == "json":
         print(json.dumps(nodes, indent=2) if nodes else "", end="")
     elif nodes:
