@@ -204,8 +204,11 @@ class Bgpd:
                 continue
             try:
                 self._work(clock.monotonic())
-            except (KernelError, InvalidInputError) as error:
-                logger.warning("a pass has failed, trying again", reason=str(error))
+            except Exception as error:
+                # Whatever it is, routes and sessions are better kept up by trying again than by ending.
+                known = isinstance(error, KernelError)
+                logger.warning("a pass has failed, trying again", reason=str(error), exc_info=not known)
+                self._view.peering_changed = self._relink = True
                 self._repair_at = clock.monotonic() + 1.0
 
     def _next_deadline(self) -> float:

@@ -232,6 +232,8 @@ class Sessions:
             if neighbour.seconds < SETTLED:
                 resync.telling.add(peer)
             self._rib.begin_refresh(peer, now)
+        # What came before the table is in what will be shown.
+        resync.told.clear()
         resync.changed.clear()
 
     def settled(self, peer: IPAddress, now: float) -> bool:

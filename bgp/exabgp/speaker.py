@@ -121,9 +121,10 @@ class Speaker:
                 started = clock.monotonic()
                 try:
                     await self._run_once(server)
-                except (ChannelClosedError, OSError) as error:
+                except Exception as error:
                     self.problem = str(error)
-                    logger.warning("exabgp lost", reason=self.problem)
+                    expected = isinstance(error, ChannelClosedError | OSError)
+                    logger.warning("exabgp lost", reason=self.problem, exc_info=not expected)
                 finally:
                     self.synchronised = False
                 failures = 0 if clock.monotonic() - started > SETTLED else failures + 1

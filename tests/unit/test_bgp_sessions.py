@@ -7,6 +7,8 @@ from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from calipy.bgp import status
 from calipy.bgp.exabgp.events import (
@@ -292,3 +294,55 @@ def test_readiness() -> None:
     assert "none of 2" in status.reasons(status.Condition(31, in_sync=True), states)[0]
     assert status.reasons(status.Condition(5, in_sync=True), {}) == []
     assert status.reasons(status.Condition(5, in_sync=True, restarting=True), {}) == ["graceful restart in progress"]
+
+
+def test_end_of_rib_during_a_resync_sweeps_only_until_the_listing() -> None:
+    """Told before the table, End-of-RIB after it, then shown: the paths are there in the end."""
+    bench = Bench()
+    bench.sessions.expect_resync()
+    bench.feed(opened(preserved=False), StateEvent(PEER, "up"), update(*BLOCKS[:2]))
+    bench.feed(NeighbourTable((neighbour(seconds=0),)), EndOfRib(PEER, 4))
+    bench.sessions.end_resync(iter(shown(*BLOCKS[:2])))
+    assert (bench.held(), bench.stale()) == (set(BLOCKS[:2]), 0)
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["announce", "withdraw", "flap", "end of rib"]), st.integers(0, 3)), max_size=12
+)
+
+
+@given(steps, steps, steps, steps, st.integers(0, 30))
+def test_a_resync_in_the_middle_of_anything_ends_in_the_truth(before, asked, listed, after, seconds: int) -> None:
+    """However updates, flaps and End-of-RIBs fall around the table and the listing, we hold what the peer has told."""
+    bench = Bench()
+    bench.feed(opened(), StateEvent(PEER, "up"))
+    truth: set[Prefix] = set()
+
+    def play(moves: list[tuple[str, int]]) -> None:
+        for move, number in moves:
+            match move:
+                case "announce":
+                    truth.add(BLOCKS[number])
+                    bench.feed(update(BLOCKS[number]))
+                case "withdraw":
+                    truth.discard(BLOCKS[number])
+                    bench.feed(update(withdrawn=(BLOCKS[number],)))
+                case "flap":
+                    truth.clear()
+                    bench.feed(
+                        StateEvent(PEER, "down", "notification received (6,4)"), opened(), StateEvent(PEER, "up")
+                    )
+                case "end of rib":
+                    bench.feed(EndOfRib(PEER, 4))
+
+    play(before)
+    bench.sessions.expect_resync()
+    play(asked)
+    bench.feed(NeighbourTable((neighbour(seconds=seconds),)))
+    play(listed)
+    listing = shown(*truth)
+    play(after)
+    bench.sessions.end_resync(listing)
+    bench.feed(EndOfRib(PEER, 4))
+    assert bench.held() == truth
+    assert bench.stale() == 0
