@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
+
+_GO_ALSO_READS: Final = (
+    ("bool", re.compile(r"^[yYnN]$"), "yYnN"),
+    ("int", re.compile(r"^[-+]?0o[0-7_]+$"), "-+0"),
+    ("float", re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"), "-+.0123456789"),
+)
+"""What Go's YAML takes for something other than a text, beyond what PyYAML does."""
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -22,14 +30,19 @@ def as_json(value: Any) -> str:
 
 
 def as_yaml(value: Any) -> str:
-    """Block-style YAML, keys in the given order, without a newline at the end."""
+    """Block-style YAML, keys sorted as calicoctl's, without a newline at the end.
+
+    Texts that Go's YAML would take for something else are quoted: a plain ``n`` is false to calicoctl.
+    """
     import yaml  # noqa: PLC0415 - slow to load, and tables do not need it
 
     class Dumper(yaml.CSafeDumper):
         def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - PyYAML's interface
             return True
 
-    text: str = yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False)
+    for tag, pattern, first in _GO_ALSO_READS:
+        Dumper.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", pattern, list(first))
+    text: str = yaml.dump(value, Dumper=Dumper, sort_keys=True, allow_unicode=True, default_flow_style=False)
     return text.rstrip("\n")
 
 

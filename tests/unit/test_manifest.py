@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calipy.cli import manifest
+from calipy.cli import manifest, render
 from calipy.errors import InvalidInputError
 
 SET = """
@@ -34,16 +34,25 @@ kind: FelixConfiguration
 metadata:
   name: default
   creationTimestamp: 2026-08-01T10:00:00Z
-  annotations: {version: 5, on-time: true}
+  annotations: {version: 5, on-time: true, short: n}
 spec:
   kubeNodePortRanges: [10:20, 8080]
   ipv6Support: no
 """
     (felix,) = manifest.read(text)
     assert felix.metadata.creation_timestamp == "2026-08-01T10:00:00Z"
-    assert felix.metadata.annotations == {"version": "5", "on-time": "true"}
+    assert felix.metadata.annotations == {"version": "5", "on-time": "true", "short": "false"}
     assert felix.spec.kube_node_port_ranges == ("10:20", 8080)
     assert felix.spec.ipv6_support is False
+
+
+@pytest.mark.parametrize("value", ["n", "Y", "no", "off", "1e3", "+.5", "0o17", "1_000", "null", "~", "12:30", "=", ""])
+def test_texts_survive_being_written_and_read_as_yaml(value: str) -> None:
+    """What `get -o yaml` prints, a Go client must read as the same text: whatever it would take for more is quoted."""
+    metadata = {"name": "x", "labels": {"a": value}}
+    text = render.as_yaml({"kind": "GlobalNetworkSet", "apiVersion": "projectcalico.org/v3", "metadata": metadata})
+    assert f"a: '{value}'" in text
+    assert manifest.read(text)[0].metadata.labels == {"a": value}
 
 
 @pytest.mark.parametrize(
@@ -71,7 +80,7 @@ def test_namespaces() -> None:
     text = "apiVersion: projectcalico.org/v3\nkind: NetworkSet\nmetadata: {name: a%s}\nspec: {}\n"
     assert manifest.read(text % "")[0].namespace == "default"
     assert manifest.read(text % "", namespace="x")[0].namespace == "x"
-    assert manifest.read(text % ", namespace: y")[0].namespace == "y"
+    assert manifest.read(text % ", namespace: z")[0].namespace == "z"
     with pytest.raises(InvalidInputError, match="asked for"):
         manifest.read(text % ", namespace: y", namespace="x")
 
