@@ -66,7 +66,8 @@ class Options:
         run_dir: for the socket; ExaBGP's files are in ``exabgp`` below it.
         secrets_dir: passwords of sessions: ``<secrets_dir>/<secret name>/<key>``, as Kubernetes mounts Secrets.
         router_id: an IPv4 address, ``hash``, or "" for the node's address.
-        blackholes: write the blackholes of own blocks: only where no agent of ours does (beside a real Felix).
+        blackholes: write the blackholes of own blocks, as BIRD does beside Felix; not where Felix has them
+            (``programClusterRoutes``).
     """
 
     run_dir: Path = field(default_factory=api_client.run_dir)
@@ -348,7 +349,7 @@ class Bgpd:
         return not self._reflecting
 
     def _want_extra(self) -> None:
-        """Routes that come from the datastore alone: ways to peers, and own blackholes if nobody else has them."""
+        """Routes that come from the datastore alone: ways to peers, and own blackholes if they are ours."""
         extra: dict[Prefix, Route] = {}
         metric = self._programming.metric
         for session in self._peering.sessions.values():
@@ -359,7 +360,7 @@ class Bgpd:
         if self.options.blackholes:
             for block in self._view.own_blocks():
                 # A single-address blackhole would shadow the pod's own route.
-                if block.prefixlen < block.max_prefixlen:
+                if block.prefixlen < block.max_prefixlen and not self._programming.refuses(block):
                     extra[block] = Route(block, "blackhole", (), PROTO_BGP, metric[block.version], origin="own block")
         gone: dict[Prefix, Route | None] = {dst: None for dst in self._extra if dst not in extra}
         self._extra = extra

@@ -109,10 +109,14 @@ class Programming:
     single: tuple[Prefix, ...] = ()
     metric: Mapping[int, int] = field(default_factory=lambda: {4: NORMAL_METRIC, 6: NORMAL_METRIC})
 
+    def refuses(self, prefix: Prefix) -> bool:
+        """Whether somebody else programs it."""
+        return _within(prefix, self.refused)
+
     def route(self, best: Best, resolver: Resolver) -> Route | None:
         """The kernel route of a Loc-RIB entry, None if there should be none."""
         prefix = best.path.prefix
-        if prefix in self.own or _within(prefix, self.refused):
+        if prefix in self.own or self.refuses(prefix):
             return None
         paths = best.multipath if not _within(prefix, self.single) else best.multipath[:1]
         hops: dict[tuple[IPAddress | None, str], NextHop] = {}

@@ -89,12 +89,16 @@ def test_no_source_address_and_a_way_to_the_peer(bgp_lab: BgpLab) -> None:
     eventually("the fabric has the block", lambda: "10.244.1.0/26" in bird.routes())
 
 
-def test_blackholes_only_when_alone(bgp_lab: BgpLab) -> None:
-    """Beside a real Felix bgpd writes the blackholes of its blocks, as BIRD did; they go with the block."""
+def test_own_blocks_are_blackholes(bgp_lab: BgpLab) -> None:
+    """bgpd writes the blackholes of its blocks, as BIRD does beside Felix; not where Felix does; gone with it."""
     bgp_lab.pool("10.244.0.0/16")
     bgp_lab.block("10.244.1.0/26", "n1")
     n1 = bgp_lab.node("n1", "10.77.1.1/24", start=False)
     n1.start("blackholes")
     eventually("blackhole", lambda: [route.kind for route in n1.routes().values()] == ["blackhole"])
+    bgp_lab.configuration(program_cluster_routes="EnabledIPIPOnly")
+    eventually_is("left to Felix", {}, n1.routes)
+    bgp_lab.configuration(program_cluster_routes="EnabledNoEncapOnly")
+    eventually("blackhole again", lambda: [route.kind for route in n1.routes().values()] == ["blackhole"])
     bgp_lab.unblock("10.244.1.0/26", "n1")
     eventually_is("gone", {}, n1.routes)
