@@ -9,12 +9,11 @@ from typing import Any, Final
 
 from calipy.conformance import netpol_packets
 from calipy.conformance.bench import Bench
-from calipy.conformance.netpol_case import UPLINK, Case, State, is_case, load, parse_probe
+from calipy.conformance.netpol_case import Case, State, is_case, load
 from calipy.conformance.netpol_packets import PacketRunner, Wrong
+from calipy.conformance.netpol_verdicts import snapshot_of, verdict_of
 from calipy.conformance.report import CaseResult
 from calipy.errors import CalipyError, InvalidInputError
-from calipy.policy.evaluate import EPHEMERAL_PORT, Verdict, evaluate
-from calipy.policy.snapshot import Snapshot
 
 SHOWN: Final = 5
 """How many wrong cells of a case the report holds."""
@@ -90,7 +89,7 @@ def _wrong_line(one: Wrong) -> str:
     """The cell, what packets did, and what the evaluator thinks of it."""
     place = f"{one.state.name}: {one.probe} {one.source} -> {one.destination}: want {one.want}, {one.how}"
     try:
-        verdict = verdict_of(_snapshot(one.state), one.state, one.probe, one.source, one.destination)
+        verdict = verdict_of(snapshot_of(one.state.cluster), one.state.cluster, one.probe, one.source, one.destination)
     except CalipyError as error:
         return f"{place}; evaluator: {error}"
     return f"{place}; evaluator: {'A' if verdict.allowed else 'D'}: {verdict.reason}"
@@ -114,30 +113,11 @@ def _unusable(error: BaseException) -> str:
 
 def wrong_cells(state: State) -> list[str]:
     """One line for each cell that the evaluator sees differently, with its reason."""
-    snapshot = _snapshot(state)
+    snapshot = snapshot_of(state.cluster)
     found = [f"{state.name}: {where}: {why}" for where, why in snapshot.problems.items()]
     for probe, source, destination, wanted in state.cells():
-        verdict = verdict_of(snapshot, state, probe, source, destination)
+        verdict = verdict_of(snapshot, state.cluster, probe, source, destination)
         if verdict.allowed != (wanted == "A"):
             got = "A" if verdict.allowed else "D"
             found.append(f"{state.name}: {probe} {source} -> {destination}: want {wanted}, got {got}: {verdict.reason}")
     return found
-
-
-def _snapshot(state: State) -> Snapshot:
-    objects = ((resource.key, resource) for resource in state.cluster.resources())
-    return Snapshot(objects, endpoint_to_host=state.cluster.endpoint_to_host, uplink=UPLINK)
-
-
-def verdict_of(snapshot: Snapshot, state: State, probe: str, source: str, destination: str) -> Verdict:
-    """The evaluator's verdict on one cell."""
-    wanted = parse_probe(probe)
-    return evaluate(
-        snapshot,
-        state.cluster.addresses(source)[wanted.family],
-        state.cluster.addresses(destination)[wanted.family],
-        wanted.protocol,
-        source_port=EPHEMERAL_PORT if wanted.source_port is None else wanted.source_port,
-        destination_port=wanted.port,
-        icmp=wanted.icmp,
-    )

@@ -203,6 +203,11 @@ class Cluster:
         return {name: site for name in self._pods if (site := self.site(name)).pod}
 
     @property
+    def namespaces(self) -> tuple[str, ...]:
+        """Names of the namespaces."""
+        return tuple(self._namespaces)
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         """Names of the nodes."""
         return tuple(self._nodes)

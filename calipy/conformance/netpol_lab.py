@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -81,7 +81,7 @@ class Lab:
         """Make sure that every machine and pod of a cluster has its station, with its addresses and routes.
 
         Raises:
-            KernelError: the kernel refused.
+            KernelError: the kernel refused, or an address has moved to another machine: all cases share one plan.
         """
         for name, site in cluster.machines().items():
             station = self._machines.get(name) or self._new_machine(name)
@@ -120,11 +120,10 @@ class Lab:
             hub.set_up(port)
         with NetlinkSocket(netns_fd=station.netns_fd) as socket:
             Links(socket).set_up(UPLINK)
-        ways = (Route(host_prefix(a), next_hops=_link(), scope="link", protocol=_STATIC) for a in (HUB_ADDRESS,))
+        hub_way = Route(host_prefix(HUB_ADDRESS), next_hops=_link(), scope="link", protocol=_STATIC)
         default = Route(_DEFAULT, next_hops=(NextHop(HUB_ADDRESS, UPLINK, onlink=True),), protocol=_STATIC)
-        _write(station, [*ways, default])
-        known = [(address, machine) for address, machine in self._ways.items() if machine != name]
-        _write(station, [self._way(address, machine) for address, machine in known])
+        _write(station, [hub_way, default])
+        _write(station, [self._way(address, machine) for address, machine in self._ways.items()])
         return station
 
     def _pod(self, site: Site) -> Station:
@@ -143,9 +142,15 @@ class Lab:
                 Links(socket).add_addresses(interface, [ipaddress.ip_interface(a) for a in new], dad=False)
             station.addresses.update(new)
 
-    def _lead(self, machine: str, addresses: Iterable[IPAddress]) -> None:
-        """Routes to addresses of a machine, or of pods behind it, on all others."""
-        new = [address for address in addresses if self._ways.get(address) != machine]
+    def _lead(self, machine: str, addresses: Collection[IPAddress]) -> None:
+        """Routes to addresses of a machine, or of pods behind it, on all others; in the families that it has itself."""
+        families = {address.version for address in self._machines[machine].addresses}
+        for address in addresses:
+            if self._ways.get(address, machine) != machine:
+                raise KernelError(
+                    f"{address} was with {self._ways[address]} in an earlier case, and is with {machine} now"
+                )
+        new = [a for a in addresses if a not in self._ways and a.version in families]
         if not new:
             return
         self._ways.update(dict.fromkeys(new, machine))
@@ -161,9 +166,7 @@ class Lab:
         station = self._machines[machine]
         if address in station.addresses:
             return Route(host_prefix(address), next_hops=_link(), scope="link", protocol=_STATIC)
-        through = next((a for a in sorted(station.addresses, key=str) if a.version == address.version), None)
-        if through is None:
-            raise KernelError(f"{machine} has no IPv{address.version} address to reach {address} through")
+        through = next(a for a in sorted(station.addresses, key=str) if a.version == address.version)
         return Route(host_prefix(address), next_hops=(NextHop(through, UPLINK, onlink=True),), protocol=_STATIC)
 
 

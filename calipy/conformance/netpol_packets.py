@@ -11,8 +11,9 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,14 +22,19 @@ from calipy.conformance.bench import Bench
 from calipy.conformance.netpol_agents import Agent, NotInSyncError
 from calipy.conformance.netpol_case import Case, Cluster, State, parse_probe
 from calipy.conformance.netpol_lab import HUB_ADDRESS, Lab
+from calipy.conformance.netpol_verdicts import snapshot_of, verdict_of
 from calipy.conformance.netpol_writer import Writer, objects
-from calipy.conformance.probe_agent import Answer, Flow, ProbeAgent, Request, unsupported
+from calipy.conformance.probe_agent import DEADLINE, Answer, Flow, ProbeAgent, Request, unsupported
 from calipy.datastore.etcd import EtcdStore
 from calipy.kernel import netns
+
+Cell = tuple[str, str, str, str]
+"""Probe, source, destination and ``A`` or ``D``."""
 
 PROGRAMS: Final = ("iptables-nft-restore", "ip6tables-nft-restore", "ipset", "conntrack", "nsenter", "setpriv", "etcd")
 """What the machines and their agents call."""
 
+_WATCH_DEADLINE: Final = 0.05
 _STUCK_CASES: Final = 3
 _RETRY_PAUSES: Final = (0.2, 0.6, 1.2)
 _ETCD_URL: Final = f"http://{HUB_ADDRESS}:2379"
@@ -55,14 +61,12 @@ class Findings:
         problems: what went wrong beside cells.
         notes: what was not wrong but is worth a look.
         left_out: what could not be probed.
-        probes: how many were made.
     """
 
     wrong: list[Wrong] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    probes: int = 0
 
 
 @asynccontextmanager
@@ -127,7 +131,8 @@ class PacketRunner:
         try:
             await self._in_thread(self._prepare, states)
             for number, state in enumerate(states):
-                await self._bring(state)
+                closed = closed_throughout(states[number - 1], state) if number else []
+                await self._bring(state, closed, findings)
                 if not self._flows and any(parse_probe(probe).source_port for probe in state.tables):
                     await asyncio.to_thread(self._lab.forget_connections, state.cluster.nodes)
                 await self._check_flows(case, number, state, findings)
@@ -163,12 +168,25 @@ class PacketRunner:
         self._flows.clear()
         self._probes.close_listeners()
 
-    async def _bring(self, state: State) -> None:
-        """Write the state's changes, one after another, and wait until all agents have them in the kernel."""
+    async def _bring(self, state: State, closed: Sequence[Cell], findings: Findings) -> None:
+        """Write the state's changes, one after another, and wait until all agents have them in the kernel.
+
+        Cells that are ``closed`` all the while are probed without a pause. That they let nothing through goes beyond
+        what the cases ask for, so it is only noted.
+        """
         for node in state.cluster.nodes:
             if node not in self._agents:
                 fd = self._lab.machine(node).netns_fd
                 self._agents[node] = Agent(node, fd, self._directory, _ETCD_URL, self._backend)
+        bringing = asyncio.create_task(self._change(state))
+        leaks: set[str] = set()
+        while closed and not bringing.done():
+            answers = await self._probe(state, closed, _WATCH_DEADLINE)
+            leaks.update(_place(state, cell) for cell, answer in zip(closed, answers, strict=True) if answer.answered)
+        await bringing
+        findings.notes += [f"{place} was answered while the change was being made" for place in sorted(leaks)]
+
+    async def _change(self, state: State) -> None:
         revision = 0
         for cluster in state.changes:
             interfaces = {
@@ -195,7 +213,6 @@ class PacketRunner:
                 silent.append(cell)
             elif answer.refused and cell[3] == "D":
                 findings.notes.append(f"{_place(state, cell)} is refused, not dropped: is there a listener?")
-        findings.probes += len(cells)
         if holes:
             later = await self._probe(state, holes)
             for cell, answer in zip(holes, later, strict=True):
@@ -211,9 +228,9 @@ class PacketRunner:
             silent = [cell for cell in silent if cell not in late]
         findings.wrong += [Wrong(state, *cell, "no answer") for cell in silent]
 
-    async def _probe(self, state: State, cells: Sequence[tuple[str, str, str, str]]) -> list[Answer]:
+    async def _probe(self, state: State, cells: Sequence[Cell], deadline: float = DEADLINE) -> list[Answer]:
         requests = [self._request(state.cluster, probe, source, destination) for probe, source, destination, _ in cells]
-        answers: list[Answer] = await self._in_thread(self._probes.probe, requests)
+        answers: list[Answer] = await self._in_thread(self._probes.probe, requests, deadline)
         return answers
 
     def _request(self, cluster: Cluster, text: str, source: str, destination: str) -> Request:
@@ -251,5 +268,35 @@ def _endpoints(cluster: Cluster, node: str) -> list[str]:
     return [f"{name}/eth0" for name, site in cluster.pods().items() if site.machine == node]
 
 
-def _place(state: State, cell: tuple[str, str, str, str]) -> str:
+def closed_throughout(before: State, after: State) -> list[Cell]:
+    """Cells that are denied before, after, and according to the evaluator at every moment between two states (pure).
+
+    None where a namespace goes: in which order its objects do, nobody prescribes.
+    """
+    stages = after.changes[:-1]
+    if any(
+        len(stage.namespaces) < len(earlier.namespaces) for earlier, stage in pairwise((before.cluster, *after.changes))
+    ):
+        return []
+    denied = {cell for cell in before.cells() if cell[3] == "D" and parse_probe(cell[0]).source_port is None}
+    both = [cell for cell in after.cells() if cell in denied and not unsupported(parse_probe(cell[0]))]
+    snapshots = [(snapshot_of(stage), stage) for stage in stages]
+    return [
+        cell
+        for cell in both
+        if _stays(cell, before.cluster, after.changes)
+        and not any(verdict_of(snapshot, stage, *cell[:3]).allowed for snapshot, stage in snapshots)
+    ]
+
+
+def _stays(cell: Cell, before: Cluster, stages: Sequence[Cluster]) -> bool:
+    """Whether both ends are there all the time, at one address."""
+    _, source, destination, _ = cell
+    with suppress(KeyError):
+        sites = {(str(stage.site(source)), str(stage.site(destination))) for stage in (before, *stages)}
+        return len(sites) == 1
+    return False
+
+
+def _place(state: State, cell: Cell) -> str:
     return f"{state.name}: {cell[0]} {cell[1]} -> {cell[2]}"

@@ -83,6 +83,8 @@ def new_socket(address: IPAddress, kind: int, protocol: int = 0) -> socket.socke
     family = socket.AF_INET if address.version == 4 else socket.AF_INET6
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if kind == socket.SOCK_STREAM:  # so that a client's fixed port may be one that is listened on
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     return sock
 
 

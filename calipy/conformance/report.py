@@ -73,14 +73,18 @@ def _table(heading: str, named: Sequence[tuple[str, CaseResult]]) -> str:
 
 def _left_out(results: Sequence[CaseResult], ignored: Sequence[str]) -> list[str]:
     """Lines that tell what was not tested, so that nobody takes it for passed."""
-    cases = Counter((one.file, one.detail) for one in results if one.outcome == "skipped")
-    steps = Counter((one.file, reason) for one in results for reason in one.skipped_steps)
-    lines = [f"not yet supported: {count} cases of {file}: {reason}" for (file, reason), count in sorted(cases.items())]
-    lines += [
-        f"not yet supported: {count} steps of {file}: {reason}" for (file, reason), count in sorted(steps.items())
-    ]
-    lines += [f"not yet supported: {name}" for name in sorted(ignored)]
-    return lines
+    cases = [(one.detail, one.file) for one in results if one.outcome == "skipped"]
+    steps = [(reason, one.file) for one in results for reason in one.skipped_steps]
+    lines = [f"not run: {line}" for line in (*_by_reason("cases", cases), *_by_reason("steps", steps))]
+    return lines + [f"not run: {name}, whose format no suite knows" for name in sorted(ignored)]
+
+
+def _by_reason(what: str, skipped: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each reason, with how often it held and in which file, or how many."""
+    counts = Counter(reason for reason, _ in skipped)
+    files = {reason: sorted({file for why, file in skipped if why == reason}) for reason in counts}
+    places = {reason: names[0] if len(names) == 1 else f"{len(names)} files" for reason, names in files.items()}
+    return [f"{count} {what} of {places[reason]}: {reason}" for reason, count in sorted(counts.items())]
 
 
 def as_json(results: Sequence[CaseResult], *, ignored: Sequence[str] = ()) -> dict[str, Any]:

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.kernel
 ALL = ("tcp/80", "udp/80", "sctp/80", "icmp/8", "icmp/8/1", "icmp/13", "tcp6/80", "udp6/80", "sctp6/80", "icmp6/128")
 CLIENT = {4: ip_address("10.9.0.1"), 6: ip_address("fd09::1")}
 SERVER = {4: ip_address("10.9.0.2"), 6: ip_address("fd09::2")}
+PATIENT = 0.9
+"""Seconds for an answer on a busy machine."""
 
 
 class Pair:
@@ -37,7 +39,7 @@ class Pair:
         return Request(self.client.fd, CLIENT[probe.family], SERVER[probe.family], probe)
 
     def probe(self, *texts: str) -> list[Any]:
-        return self.client.call(self.agent.probe, [self.request(text) for text in texts])
+        return self.client.call(self.agent.probe, [self.request(text) for text in texts], PATIENT)
 
     def filter(self, *rules: str) -> None:
         self.server.run("nft", "-f", "-", stdin="\n".join(("table inet t {", *rules, "}")))
@@ -89,6 +91,17 @@ def test_client_ports_are_fresh_or_as_asked(pair: Pair) -> None:
     assert all(answer.answered for answer in pair.probe(*["tcp/80"] * 50, "tcp/80+sport=30005"))
     assert all(answer.answered for answer in pair.probe(*["tcp/80"] * 50, "tcp/80+sport=30005"))
     assert "30005" not in pair.server.run("nft", "list", "set", "inet", "t", "seen")
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_a_fixed_port_may_be_one_that_is_listened_on(pair: Pair, protocol: str) -> None:
+    """The client's port is the port on which the client itself answers others: both work, twice."""
+    pair.listen()
+    pair.client.call(pair.agent.listen, pair.client.fd, CLIENT[4], protocol, 80)
+    back = Request(pair.server.fd, SERVER[4], CLIENT[4], parse_probe(f"{protocol}/80"))
+    there = pair.request(f"{protocol}/80+sport=80")
+    for _ in range(2):
+        assert [one.answered for one in pair.client.call(pair.agent.probe, [there, back], PATIENT)] == [True, True]
 
 
 @pytest.mark.parametrize("text", ["tcp/80", "udp6/80"])

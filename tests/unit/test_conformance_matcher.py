@@ -66,9 +66,17 @@ def test_report_never_takes_skipped_for_passed() -> None:
         CaseResult("f", "one", "passed", ("t",), skipped_steps=("go-template",)),
         CaseResult("f", "two", "failed", ("t",), "step 1: differs"),
         CaseResult("f", "three", "skipped", (), "patch"),
+        CaseResult("f", "four", "skipped", (), "no root"),
+        CaseResult("g", "five", "skipped", (), "no root"),
     ]
     shown = text(results, ignored=["3 files of x"])
-    assert shown.splitlines()[-1] == "1 passed, 1 failed, 1 skipped"
-    for line in ("not yet supported: 1 cases of f: patch", "not yet supported: 3 files of x", "    step 1: differs"):
+    assert shown.splitlines()[-1] == "1 passed, 1 failed, 3 skipped"
+    for line in (
+        "not run: 1 cases of f: patch",
+        "not run: 2 cases of 2 files: no root",
+        "not run: 1 steps of f: go-template",
+        "not run: 3 files of x, whose format no suite knows",
+        "    step 1: differs",
+    ):
         assert line in shown.splitlines()
     assert as_json(results)["cases"][2]["outcome"] == "skipped"
