@@ -110,6 +110,7 @@ class Lab:
 
         params = {
             "topology": msgspec.to_builtins(wanted),
+            "host_netns": host_netns,
             "create_bridges": create_bridges,
             "owner": owner,
             "cwd": os.getcwd(),  # noqa: PTH109 -- a text is wanted
@@ -140,17 +141,17 @@ class Lab:
             nodes: only these nodes.
 
         Returns:
-            Whether it ran.
+            Whether it ran, or a killed one had left something.
         """
         state = self._entry.read()
         directory = directory or state.get("lab_directory", "")
         ran = self._entry.runs
         if ran:
             self._call("destroy", {"nodes": list(nodes)})
-        registry.clean(self._entry)
+        left = registry.clean(self._entry)
         if cleanup and directory:
             shutil.rmtree(directory, ignore_errors=True)
-        return ran
+        return ran or left
 
     # --- use
 

@@ -67,7 +67,6 @@ class Lab:
         self._addresses: dict[str, Addresses] = {}
         self._owner = ""
         self._git: dict[str, str] = {}
-        self._made_bridge = ""
         self._made_directory = False
         self._host_agent: Agent | None = None
         self._etcd_endpoint = ""
@@ -76,7 +75,8 @@ class Lab:
         self._ending = False
 
     @property
-    def _on_machine(self) -> bool:
+    def on_machine(self) -> bool:
+        """Whether its host is the machine itself."""
         return self._host is self._machine
 
     # --- deploy
@@ -140,24 +140,21 @@ class Lab:
     async def _prepare(self, topology: Topology, work: Plan, report: Report, *, create_bridges: bool) -> None:
         """Everything up to the first node: checks, addresses, lab directory, management network, etcd."""
         profiles = {node.name: images.profile(node) for node in topology.nodes.values() if node.is_container}
-        self._check(topology, work, create_bridges=create_bridges)
-        others = (
-            registry.addresses_of_others(self.entry, topology.management.network) if self._on_machine else frozenset()
-        )
-        taken = {name: running.addresses for name, running in self.nodes.items()}
-        addresses = management.assign(topology.management, topology.nodes.values(), taken, others=others)
+        with registry.exclusive():
+            self._check(topology, work, create_bridges=create_bridges)
+            addresses = self._assign_addresses(topology)
+            self.topology, self._profiles, self._addresses = topology, profiles, addresses
+            self.cabling.nodes = topology.nodes
+            self.cabling.bridge = management.bridge_name(topology.management)
+            self._record(topology)
+            if topology.uses_management:
+                wiring.create_bridge(self._host, self.cabling.bridge, topology.management)
         for notice in dict.fromkeys(profile.notice for profile in profiles.values() if profile.notice):
             await report("info", notice)
-        self.topology, self._profiles, self._addresses = topology, profiles, addresses
-        self.cabling.nodes = topology.nodes
-        self.cabling.bridge = management.bridge_name(topology.management)
-        self._record(topology)
         self._made_directory |= inventories.prepare(topology)
         if self._directory_fd >= 0:
             os.close(self._directory_fd)  # the directory may be another one since
         self._directory_fd = os.open(topology.lab_directory, os.O_DIRECTORY | os.O_RDONLY | os.O_CLOEXEC)
-        if topology.uses_management and wiring.create_bridge(self._host, self.cabling.bridge, topology.management):
-            self._made_bridge = self.cabling.bridge
         await self._resolve_names(topology)
         if embedded.needed(topology, profiles) and not self._etcd_endpoint:
             if reason := embedded.obstacle(topology, profiles):
@@ -165,6 +162,12 @@ class Lab:
             else:
                 self._etcd_endpoint, line = await embedded.start(topology, await self.host_agent())
                 await report("info", line)
+
+    def _assign_addresses(self, topology: Topology) -> dict[str, Addresses]:
+        network = topology.management.network
+        others = registry.addresses_of_others(self.entry, network) if self.on_machine else frozenset()
+        taken = {name: running.addresses for name, running in self.nodes.items()}
+        return management.assign(topology.management, topology.nodes.values(), taken, others=others)
 
     async def _resolve_names(self, topology: Topology) -> None:
         """Answer the nodes' questions for each other's names, at the gateway."""
@@ -234,9 +237,9 @@ class Lab:
                 "names": [node.long_name for node in topology.nodes.values() if node.is_container],
                 "netns": {running.node.long_name: running.netns_target for running in nodes if running.netns_target},
                 "network": topology.management.network,
-                "addresses": [a for running in nodes for a in (running.addresses.ipv4, running.addresses.ipv6) if a],
-                "bridge": self.cabling.bridge if self._on_machine else "",
-                "host_netns": self._on_machine,
+                "addresses": [a for held in self._addresses.values() for a in (held.ipv4, held.ipv6) if a],
+                "bridge": self.cabling.bridge if self.on_machine and topology.uses_management else "",
+                "host_netns": self.on_machine,
             }
         )
 
@@ -374,13 +377,14 @@ class Lab:
         """Take a part of the lab away."""
         for name in names:
             await self._remove_node(name)
+            self._addresses.pop(name, None)
         self._record(self.deployed)
 
     async def destroy(self) -> None:
         """Take the lab away: afterwards nothing of it exists but its directory."""
         # A namespace of the lab's own goes with all its interfaces; deleting them one by one costs 10 ms each.
-        self._ending = not self._on_machine
-        if self._on_machine:
+        self._ending = not self.on_machine
+        if self.on_machine:
             self.cabling.remove_from_host()
         nodes, self.nodes = self.nodes, {}
         await asyncio.gather(*(self._end(running) for running in nodes.values()))
@@ -388,13 +392,13 @@ class Lab:
             await self._host_agent.close()
         if self._resolver is not None:
             self._resolver.close()
-        if self._made_bridge and self._on_machine:
-            registry.remove_bridge(self._made_bridge)
+        if self.on_machine and self.cabling.bridge:
+            registry.remove_bridge(self.cabling.bridge, self.entry)
         self.cabling.close()
         if self._directory_fd >= 0:
             os.close(self._directory_fd)
         self._host_agent, self._resolver, self._directory_fd = None, None, -1
-        self._etcd_endpoint, self._made_bridge = "", ""
+        self._etcd_endpoint = ""
         self.topology = None
 
     # --- views

@@ -212,7 +212,8 @@ class Link(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         type: ``veth`` joins ``a`` and ``b``; ``host`` and ``mgmt-net`` are veths with ``b`` on the host; ``dummy`` has
-            no ``b``; for ``macvlan`` ``b`` is the parent interface on the host; ``vxlan`` and ``vxlan-stitch`` have none.
+            no ``b``; for ``macvlan`` ``b`` is the parent interface on the host; ``vxlan`` and ``vxlan-stitch``
+            have none.
         mtu: in bytes; 0 leaves it to the kernel (macvlan and VXLAN take it from what is below them).
         mode: of a macvlan.
     """

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,19 @@ def stage() -> Path:
     path = directory() / ".stage"
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     return path
+
+
+@contextlib.contextmanager
+def exclusive() -> Iterator[None]:
+    """Hold off the other labs: between a look at what they have and the record of what this one takes. Short."""
+    path = directory() / ".lock"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 class Entry:
@@ -61,20 +75,23 @@ class Entry:
 
     def lock(self) -> int | None:
         """Take the lab's lock; its descriptor, or None if a supervisor (or a clean-up) holds it."""
-        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before may have removed the directory meanwhile.
-            if os.fstat(fd).st_ino == (self.path / "lock").stat().st_ino:
-                return fd
-        except BlockingIOError:
+        while True:
+            with contextlib.suppress(FileExistsError):
+                self.path.mkdir(mode=0o700, parents=True)
+            try:
+                fd = os.open(self.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            except FileNotFoundError:
+                continue  # whoever held it is just removing the directory
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(fd).st_ino == (self.path / "lock").stat().st_ino:
+                    return fd
+            except BlockingIOError:
+                os.close(fd)
+                return None
+            except FileNotFoundError:
+                pass  # it was removed meanwhile
             os.close(fd)
-            return None
-        except FileNotFoundError:
-            pass
-        os.close(fd)
-        return self.lock()
 
     @property
     def runs(self) -> bool:
@@ -106,7 +123,11 @@ class Entry:
 
     def remove(self) -> None:
         """Forget the lab; its lock must be held."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        # At once, so that the next one with this name does not lose new files to the removal of old ones.
+        gone = self.path.with_name(f".{self.path.name}.{os.getpid()}.{threading.get_ident()}")
+        with contextlib.suppress(FileNotFoundError):
+            self.path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def entries() -> list[Entry]:
@@ -158,7 +179,7 @@ def clean(entry: Entry) -> bool:
         for name, target in (state.get("netns") or {}).items():
             unlink_netns(name, target)
         if bridge := state.get("bridge"):
-            remove_bridge(bridge)
+            remove_bridge(bridge, entry)
         entry.remove()
         return bool(state)
     finally:
@@ -187,13 +208,21 @@ def unlink_netns(name: str, target: str) -> None:
             path.unlink()
 
 
-def remove_bridge(name: str) -> None:
-    """Delete a management bridge of ours in the current namespace, unless another lab still uses it."""
+def remove_bridge(name: str, own: Entry) -> None:
+    """Delete a management bridge of ours in the current namespace, unless another lab uses it or is about to.
+
+    Labs share it, so the last one takes it away, whoever made it.
+    """
+    from calipy.containerlab.linkspec import ownership_name  # noqa: PLC0415 -- as below
     from calipy.kernel.links import Links  # noqa: PLC0415 -- only labs in the host's own namespace need it
     from calipy.kernel.netlink import NetlinkSocket  # noqa: PLC0415
 
-    with NetlinkSocket() as socket:
+    with exclusive(), NetlinkSocket() as socket:
+        if any(entry.read().get("bridge") == name for entry in living() if entry.lab != own.lab):
+            return
         links = Links(socket)
         bridge = links.get_link(name)
-        if bridge is not None and not any(link.master == bridge.index for link in links.list_links()):
+        if bridge is None or ownership_name("mgmt", name) not in bridge.alternative_names:
+            return
+        if not any(link.master == bridge.index for link in links.list_links()):
             links.delete_link(name)

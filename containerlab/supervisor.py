@@ -122,6 +122,11 @@ class Supervisor:
     async def do_deploy(self, channel: AsyncChannel, params: dict[str, Any], _fds: Sequence[int]) -> dict[str, Any]:
         """Build the lab or bring it up to date."""
         topology = msgspec.convert(params["topology"], Topology)
+        if params["host_netns"] and not self.lab.on_machine:
+            raise LabError(
+                f"lab {self.lab.name} runs with a host namespace of its own, not the machine's",
+                remedy="deploy with --reconfigure to change that",
+            )
 
         async def report(level: str, text: str) -> None:
             await channel.send({"log": [level, text]})

@@ -108,16 +108,14 @@ def random_mac() -> str:
 # --- the management network
 
 
-def create_bridge(host: Namespace, name: str, management: Management) -> bool:
-    """The management bridge in the host's namespace, with the gateway addresses, up. False if it was there already."""
-    created = host.links.get_link(name) is None
-    if created:
+def create_bridge(host: Namespace, name: str, management: Management) -> None:
+    """The management bridge in the host's namespace, with the gateway addresses, up."""
+    if host.links.get_link(name) is None:
         host.links.create_bridge(name, mtu=management.mtu or 1500)
         host.links.add_alternative_name(name, linkspec.ownership_name("mgmt", name))
     for gateway, subnet in _gateways(management):
         host.links.add_address(name, ipaddress.ip_interface(f"{gateway}/{subnet.prefixlen}"), dad=False)
     host.links.set_up(name)
-    return created
 
 
 def _gateways(management: Management) -> list[tuple[str, ipaddress.IPv4Network | ipaddress.IPv6Network]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
@@ -470,21 +470,34 @@ def _lab(shared: _Shared) -> Lab:
 
 @command.command("exec")
 @_shared_flags
-@click.option(
-    "--cmd", "commands", metavar="COMMAND", multiple=True, required=True, help="What to run; no shell. Repeatable."
-)
+@click.argument("direct", metavar="[NODE COMMAND [ARGUMENT]...]", nargs=-1, type=click.UNPROCESSED)
+@click.option("--cmd", "commands", metavar="COMMAND", multiple=True, help="What to run; no shell. Repeatable.")
 @click.option("--label", "labels", metavar="KEY[=VALUE]", multiple=True, help="Only nodes with this label. Repeatable.")
 @_formats("plain", "json")
 @click.option("--strict", is_flag=True, help="Exit status 1 if a command fails.")
 @_pass
-def execute(shared: _Shared, commands: Sequence[str], labels: Sequence[str], form: str, strict: bool) -> None:
+def execute(
+    shared: _Shared,
+    direct: Sequence[str],
+    commands: Sequence[str],
+    labels: Sequence[str],
+    form: str,
+    strict: bool,
+) -> None:
     r"""Run commands in nodes. Plain results are lines on stderr, JSON goes to stdout.
+
+    With NODE and COMMAND instead of --cmd, run that one on this terminal; its exit status is this command's.
 
     \b
     Examples:
       calipy lab exec -t mesh.clab.yml --label clab-node-name=n1 --cmd 'ip route'
       calipy lab exec --name mesh --format json --cmd 'calipy node status'
+      calipy lab exec --name mesh n1 -- bash
     """
+    if direct:
+        _exec_here(shared, direct, [*commands, *labels])
+    if not commands:
+        raise click.UsageError("what to run? --cmd COMMAND, or NODE COMMAND")
     from calipy.containerlab import driver  # noqa: PLC0415 - start-up time
     from calipy.containerlab.words import split  # noqa: PLC0415
 
@@ -528,6 +541,20 @@ def execute(shared: _Shared, commands: Sequence[str], labels: Sequence[str], for
                 shared.say(level, f"{name}: {' '.join(result['argv'])}: exit {result['code']}{said}")
     if strict and any(result["code"] for of_node in results.values() for result in of_node):
         sys.exit(1)
+
+
+def _exec_here(shared: _Shared, words: Sequence[str], others: Sequence[str]) -> NoReturn:
+    """Run a program in a node on this process's own streams, and exit as it does."""
+    from calipy.containerlab.driver import NOT_FOUND, CommandFailedError  # noqa: PLC0415 - start-up time
+
+    node, *argv = words
+    if others or not argv:
+        raise click.UsageError("write NODE COMMAND [ARGUMENT]..., without --cmd and --label")
+    try:
+        sys.exit(_lab(shared).exec_attached(node, argv))
+    except CommandFailedError as error:
+        shared.say("error", str(error))
+        sys.exit(NOT_FOUND)
 
 
 def _run_one(shared: _Shared, lab: Lab, container: Mapping[str, Any], argv: Sequence[str]) -> dict[str, Any]:

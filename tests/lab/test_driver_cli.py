@@ -93,6 +93,69 @@ def test_deploy_inspect_exec_destroy(lab: Cli) -> None:
     assert json.loads(lab.ok("inspect", "--all", "-f", "json")) == {}
 
 
+def test_a_command_on_the_terminal(lab: Cli) -> None:
+    """Streams are the caller's, the exit status is the command's, 126 stands for a missing program."""
+    lab.ok("deploy")
+    done = lab("exec", "a", "--", "sh", "-c", "cat; echo err >&2; exit 5", stdin="typed")
+    assert (done.returncode, done.stdout, done.stderr) == (5, "typed", "err\n")
+    assert lab("exec", "a", "nosuchprogram").returncode == 126
+    assert lab("exec", "a").returncode == 1
+    assert lab("exec", "zz", "true").returncode == 1
+
+
+def test_the_host_of_a_running_lab_cannot_be_changed(lab: Cli) -> None:
+    """It is said, not ignored."""
+    lab.ok("deploy")
+    done = lab("deploy", "--host-netns")
+    assert done.returncode == 1
+    assert "--reconfigure" in done.stderr
+
+
+MACHINE = """
+mount -t tmpfs none /run/netns && ip link set lo up || exit 9
+lab() { "$PYTHON" -m calipy.cli.main lab --host-netns "$@"; }
+state() { ip -o link; ls -A /run/netns; }
+for name in $FIRST $SECOND; do sed "s/NAME/$name/" x.clab.yml > $name.clab.yml; done
+state > before
+lab deploy -t $FIRST.clab.yml > first & first=$!
+lab deploy -t $SECOND.clab.yml > second || exit 1
+wait $first || exit 2
+test $(ip -o link show type bridge | wc -l) = 1 || exit 3
+lab inspect --all -f json > inspect || exit 4
+pid=$(lab inspect --name $FIRST --details -f json | grep -m1 '"Pid"' | tr -dc 0-9)
+for address in $(grep -o '172[.][.0-9]*' inspect); do ping -c1 -W2 $address > /dev/null || exit 5; done
+kill -9 $(awk '{print $4}' /proc/$pid/stat)
+lab destroy --name $FIRST || exit 6
+test $(ip -o link show type bridge | wc -l) = 1 || exit 7
+lab destroy --name $SECOND || exit 8
+state > after
+"""
+
+
+def test_labs_share_the_bridge_of_the_machine(lab: Cli) -> None:
+    """Deployed at once they take different addresses; the last one takes the bridge away, whoever made it."""
+    lab.file.write_text(PAIR)
+    env = {
+        **os.environ,
+        "CALIPY_LAB_RUN_DIR": str(lab.registry),
+        "PYTHON": sys.executable,
+        "FIRST": f"{lab.name}p",
+        "SECOND": f"{lab.name}q",
+    }
+    isolated = ["unshare", "--mount", "--net", "--propagation", "private", "bash", "-c", MACHINE]
+    done = subprocess.run(
+        isolated, cwd=lab.directory, env=env, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    addresses = [
+        entry["ipv4_address"]
+        for entries in json.loads((lab.directory / "inspect").read_text()).values()
+        for entry in entries
+    ]
+    assert len(set(addresses)) == 4
+    assert (lab.directory / "after").read_text() == (lab.directory / "before").read_text()
+
+
 def test_strict_makes_failed_commands_count(lab: Cli) -> None:
     """Without it a failed exec is exit status 0, as in containerlab."""
     lab.write(PAIR.replace("ip addr add 10.0.0.1/24 dev eth1", "sh -c 'exit 7'"))
