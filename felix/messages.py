@@ -19,6 +19,7 @@ __all__ = [
     "Changes",
     "EndpointID",
     "Host",
+    "HostEndpoint",
     "IPSet",
     "IPSetDelta",
     "Match",
@@ -145,6 +146,30 @@ class WorkloadEndpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class HostEndpoint:
+    """Policy on interfaces of this node itself. Which ones that is, the dataplane finds out.
+
+    Attributes:
+        interface: its name; ``*`` for all that no other host endpoint covers; "" for those with an expected address.
+        expected_ips: bare addresses; they count only if no interface is named.
+        tiers: policy on traffic that begins or ends on the node, in evaluation order.
+        untracked: policy before connection tracking (doNotTrack).
+        pre_dnat: policy before destination NAT; ingress only.
+        forward: policy on traffic that the node forwards (applyOnForward); these policies are in ``tiers`` as well.
+        profiles: names, in order.
+    """
+
+    name: str
+    interface: str
+    expected_ips: tuple[str, ...] = ()
+    tiers: tuple[TierInfo, ...] = ()
+    untracked: tuple[TierInfo, ...] = ()
+    pre_dnat: tuple[TierInfo, ...] = ()
+    forward: tuple[TierInfo, ...] = ()
+    profiles: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class IPSet:
     """A whole ip set. ``members`` of type ``net``: canonical CIDR texts (bare address for a host prefix), of both
     families; of type ``ip,port``: ``10.0.0.1,tcp:80``. The dataplane splits them by family.
@@ -192,6 +217,7 @@ class Changes:
     be applied before ``in_sync`` was True once.
 
     Attributes:
+        host_endpoints: those of this node, by name.
         blocks: CIDR text of blocks affine to this node (for blackhole routes) -> True, or None when gone.
         config: the effective Felix parameters (``InterfacePrefix`` -> ``cali``) when they changed, else None.
         in_sync: the first complete snapshot of the datastore is contained in what was flushed so far.
@@ -201,6 +227,7 @@ class Changes:
     policies: dict[PolicyID, ActivePolicy | None] = field(default_factory=dict)
     profiles: dict[str, ActiveProfile | None] = field(default_factory=dict)
     endpoints: dict[EndpointID, WorkloadEndpoint | None] = field(default_factory=dict)
+    host_endpoints: dict[str, HostEndpoint | None] = field(default_factory=dict)
     pools: dict[str, Pool | None] = field(default_factory=dict)
     hosts: dict[str, Host | None] = field(default_factory=dict)
     blocks: dict[str, bool | None] = field(default_factory=dict)
@@ -213,6 +240,7 @@ class Changes:
             or self.policies
             or self.profiles
             or self.endpoints
+            or self.host_endpoints
             or self.pools
             or self.hosts
             or self.blocks

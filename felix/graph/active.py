@@ -7,13 +7,13 @@ present state of what was touched since the last one; something is sent only if 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from calipy.datastore.keys import ResourceKey
 from calipy.datastore.resources import ProfileSpec, Resource, TierSpec
 from calipy.errors import InvalidInputError
-from calipy.felix.graph.endpoints import LocalEndpoint
+from calipy.felix.graph.endpoints import LocalEndpoint, LocalHostEndpoint
 from calipy.felix.graph.ipsets import IPSets, SetSpec
 from calipy.felix.graph.labels import LabelIndex
 from calipy.felix.graph.scanner import RuleScanner
@@ -21,6 +21,7 @@ from calipy.felix.messages import (
     ActivePolicy,
     ActiveProfile,
     Changes,
+    HostEndpoint,
     TierInfo,
     WorkloadEndpoint,
 )
@@ -76,14 +77,18 @@ class ActiveRules:
         self._policies: dict[ResourceKey, _Policy] = {}
         self._profiles: dict[str, _Profile] = {}
         self._tiers: dict[str, model.Tier] = dict(model.BUILT_IN_TIERS)
-        self._endpoints: dict[ResourceKey, LocalEndpoint] = {}
-        self._sent: dict[ResourceKey, WorkloadEndpoint] = {}
+        self._endpoints: dict[ResourceKey, LocalEndpoint | LocalHostEndpoint] = {}
+        self._sent: dict[ResourceKey, WorkloadEndpoint | HostEndpoint] = {}
         self._dirty_policies: dict[ResourceKey, _Policy] = {}
         self._dirty_profiles: dict[str, _Profile] = {}
         self._dirty_endpoints: dict[ResourceKey, None] = {}
 
     def set_endpoint(
-        self, key: ResourceKey, endpoint: LocalEndpoint, labels: Mapping[str, str], parents: tuple[str, ...]
+        self,
+        key: ResourceKey,
+        endpoint: LocalEndpoint | LocalHostEndpoint,
+        labels: Mapping[str, str],
+        parents: tuple[str, ...],
     ) -> None:
         """Add or replace a local endpoint. O(its labels and the policies filed under them)."""
         old = self._endpoints.get(key)
@@ -255,27 +260,47 @@ class ActiveRules:
         if endpoint is None:
             if sent is not None:
                 del self._sent[key]
-                changes.endpoints[sent.id] = None
+                _tell(changes, sent, present=False)
             return
-        message = WorkloadEndpoint(
-            endpoint.id,
-            endpoint.interface,
-            endpoint.mac,
-            endpoint.nets,
-            self._tiers_of(key),
-            endpoint.profiles,
-            spoof_prefixes=endpoint.spoof_prefixes,
-        )
-        if message != sent:
-            self._sent[key] = message
-            changes.endpoints[endpoint.id] = message
-
-    def _tiers_of(self, key: ResourceKey) -> tuple[TierInfo, ...]:
         heads = [
             policy.head
             for policy in self._index.matches_of_item(key)
-            if policy.head is not None and not (policy.head.staged or policy.head.do_not_track or policy.head.pre_dnat)
+            if policy.head is not None and not policy.head.staged
         ]
+        message: WorkloadEndpoint | HostEndpoint
+        if isinstance(endpoint, LocalHostEndpoint):
+            message = self._host_endpoint(endpoint, heads)
+        else:
+            message = WorkloadEndpoint(
+                endpoint.id,
+                endpoint.interface,
+                endpoint.mac,
+                endpoint.nets,
+                self._tiers_of(head for head in heads if not (head.do_not_track or head.pre_dnat)),
+                endpoint.profiles,
+                spoof_prefixes=endpoint.spoof_prefixes,
+            )
+        if message != sent:
+            self._sent[key] = message
+            _tell(changes, message, present=True)
+
+    def _host_endpoint(self, endpoint: LocalHostEndpoint, heads: list[model.Policy]) -> HostEndpoint:
+        """Each policy goes into one of three lists; what also holds for forwarded traffic, into a fourth too."""
+        untracked = [head for head in heads if head.do_not_track]
+        pre_dnat = [head for head in heads if head.pre_dnat and not head.do_not_track]
+        normal = [head for head in heads if not (head.do_not_track or head.pre_dnat)]
+        return HostEndpoint(
+            endpoint.name,
+            endpoint.interface,
+            endpoint.expected_ips,
+            self._tiers_of(normal),
+            self._tiers_of(untracked),
+            self._tiers_of(pre_dnat),
+            self._tiers_of(head for head in normal if head.apply_on_forward),
+            endpoint.profiles,
+        )
+
+    def _tiers_of(self, heads: Iterable[model.Policy]) -> tuple[TierInfo, ...]:
         return tuple(
             TierInfo(
                 tier.name,
@@ -313,6 +338,13 @@ class ActiveRules:
     def _touch(self, policy: _Policy, key: ResourceKey) -> None:
         self._dirty_policies[policy.key] = policy
         self._dirty_endpoints[key] = None
+
+
+def _tell(changes: Changes, endpoint: WorkloadEndpoint | HostEndpoint, *, present: bool) -> None:
+    if isinstance(endpoint, HostEndpoint):
+        changes.host_endpoints[endpoint.name] = endpoint if present else None
+    else:
+        changes.endpoints[endpoint.id] = endpoint if present else None
 
 
 def _ignore(*_: Any) -> None:

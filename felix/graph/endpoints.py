@@ -81,6 +81,15 @@ class LocalEndpoint(NamedTuple):
     spoof_prefixes: tuple[str, ...]
 
 
+class LocalHostEndpoint(NamedTuple):
+    """A host endpoint of this node, apart from policy."""
+
+    name: str
+    interface: str
+    expected_ips: tuple[str, ...]
+    profiles: tuple[str, ...]
+
+
 def workload(key: ResourceKey, resource: Resource[WorkloadEndpointSpec, Any]) -> Labelled:
     """A workload endpoint as a selectable member.
 
@@ -135,6 +144,23 @@ def host(resource: Resource[HostEndpointSpec, Any]) -> Labelled:
     spec = resource.spec
     addresses = _addresses(spec.expected_ips, "spec.expectedIPs") if spec.expected_ips else ()
     return Labelled(Member(addresses, _ports(spec.ports)), resource.metadata.labels, spec.profiles)
+
+
+def local_host(key: ResourceKey, resource: Resource[HostEndpointSpec, Any], hostname: str) -> LocalHostEndpoint | None:
+    """The host endpoint's own details if it is one of ``hostname``, else None.
+
+    Raises:
+        InvalidInputError: it names neither an interface nor an address, or an expected address is none.
+    """
+    spec = resource.spec
+    if spec.node != hostname:
+        return None
+    addresses = _addresses(spec.expected_ips, "spec.expectedIPs") if spec.expected_ips else ()
+    if not spec.interface_name and not addresses:
+        raise InvalidInputError(
+            "no interface", field="spec.interfaceName", value="", remedy="name it, or give spec.expectedIPs"
+        )
+    return LocalHostEndpoint(key.name, spec.interface_name, addresses, spec.profiles)
 
 
 def network_set(key: ResourceKey, resource: Resource[NetworkSetSpec | GlobalNetworkSetSpec, Any]) -> Labelled:

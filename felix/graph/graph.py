@@ -3,7 +3,8 @@
 ```
 on_update ─┬─ WorkloadEndpoint ─┬─ all ──► ipsets (members of needed sets) ◄── scanner ◄─┐
            │                    └─ local ─► active (who is hit, in which order) ─────────┤
-           ├─ HostEndpoint, NetworkSet, GlobalNetworkSet ──► ipsets                       │
+           ├─ HostEndpoint: as WorkloadEndpoint                                           │
+           ├─ NetworkSet, GlobalNetworkSet ──► ipsets                                     │
            ├─ policies, tiers ─────────────────────────────► active ─────────────────────┘
            ├─ Profile ─► active (rules), ipsets and active (inherited labels)
            ├─ IPPool, Node, blocks ──► nodes          ├─ FelixConfiguration, own Node ──► config
@@ -59,9 +60,9 @@ class Graph:
         self._config = Configuration(hostname, environment or {}, self._report)
         self._handlers: dict[str, Callable[[ResourceKey, Any], None]] = {
             "WorkloadEndpoint": self._on_workload,
-            "HostEndpoint": self._on_member,
-            "NetworkSet": self._on_member,
-            "GlobalNetworkSet": self._on_member,
+            "HostEndpoint": self._on_host_endpoint,
+            "NetworkSet": self._on_network_set,
+            "GlobalNetworkSet": self._on_network_set,
             "Profile": self._on_profile,
             "Tier": lambda key, value: self._active.set_tier(key.name, value),
             "IPPool": self._on_pool,
@@ -119,14 +120,37 @@ class Graph:
                 self._report(key, str(error))
         elif self._spoofers:
             self._spoofers.pop(key, None)
-        if item is None:
-            self._sets.remove_item(key)
-        else:
-            self._sets.set_item(key, item)
+        self._set_endpoint(key, item, local)
+
+    def _on_host_endpoint(self, key: ResourceKey, value: Any) -> None:
+        item = local = None
+        if value is not None:
+            try:
+                item = endpoints.host(value)
+                local = endpoints.local_host(key, value, self._hostname)
+                self._report(key, "")
+            except InvalidInputError as error:
+                item = local = None
+                self._report(key, str(error))
+        self._set_endpoint(key, item, local)
+
+    def _set_endpoint(
+        self,
+        key: ResourceKey,
+        item: endpoints.Labelled | None,
+        local: endpoints.LocalEndpoint | endpoints.LocalHostEndpoint | None,
+    ) -> None:
+        self._set_member(key, item)
         if item is None or local is None:
             self._active.remove_endpoint(key)
         else:
             self._active.set_endpoint(key, local, item.labels, item.parents)
+
+    def _set_member(self, key: ResourceKey, item: endpoints.Labelled | None) -> None:
+        if item is None:
+            self._sets.remove_item(key)
+        else:
+            self._sets.set_item(key, item)
 
     def _check_spoofing(self, key: ResourceKey, value: Any, local: endpoints.LocalEndpoint | None) -> None:
         """An endpoint that may use foreign addresses is not valid unless the node allows that at all."""
@@ -148,18 +172,15 @@ class Graph:
             for key, value in list(self._spoofers.items()):
                 self._on_workload(key, value)
 
-    def _on_member(self, key: ResourceKey, value: Any) -> None:
+    def _on_network_set(self, key: ResourceKey, value: Any) -> None:
         item = None
         if value is not None:
             try:
-                item = endpoints.host(value) if key.kind == "HostEndpoint" else endpoints.network_set(key, value)
+                item = endpoints.network_set(key, value)
                 self._report(key, "")
             except InvalidInputError as error:
                 self._report(key, str(error))
-        if item is None:
-            self._sets.remove_item(key)
-        else:
-            self._sets.set_item(key, item)
+        self._set_member(key, item)
 
     def _on_profile(self, key: ResourceKey, value: Any) -> None:
         labels = self._active.set_profile(key.name, value)
