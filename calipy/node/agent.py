@@ -4,8 +4,8 @@
                  └──► Allocator's view of the pools and blocks
     CLI, CNI ─► agent.sock ─► Workloads ─► PodNetwork ─► Allocator, veth, endpoint in etcd ─► Syncer
 
-The agent starts whatever is missing: etcd unreachable, no address on any interface yet. It says so in ``/readiness`` and
-goes on trying. SIGTERM ends it and leaves routes, rules, sets and pods as they are.
+The agent starts whatever is missing: etcd unreachable, no address on any interface yet. It says so in ``/readiness``
+and goes on trying. SIGTERM ends it and leaves routes, rules, sets and pods as they are.
 """
 
 from __future__ import annotations
