@@ -115,7 +115,7 @@ def test_blocks_are_blackholes_unless_they_are_one_address() -> None:
     ("mode", "ours"), [("", 0), ("EnabledIPIPOnly", 0), ("Disabled", 0), ("Enabled", 1), ("EnabledNoEncapOnly", 1)]
 )
 def test_blackholes_of_blocks_are_bgps_unless_configured(mode: str, ours: int) -> None:
-    """As Felix's, the agent leaves pools without encapsulation to bgpd or BIRD: beside either a block has one blackhole."""
+    """As Felix does, the agent leaves pools without encapsulation to bgpd or BIRD: a block has one blackhole."""
     desired = Routing(FelixConfig.from_parameters({"ProgramClusterRoutes": mode}))
     desired.set_block("10.0.0.0/26", present=True)
     assert len(list(desired.destinations())) == ours
