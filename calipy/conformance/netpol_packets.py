@@ -27,6 +27,7 @@ from calipy.conformance.netpol_writer import Writer, objects
 from calipy.conformance.probe_agent import DEADLINE, Answer, Flow, ProbeAgent, Request, unsupported
 from calipy.datastore.etcd import EtcdStore
 from calipy.kernel import netns
+from calipy.policy.snapshot import Snapshot
 
 Cell = tuple[str, str, str, str]
 """Probe, source, destination and ``A`` or ``D``."""
@@ -269,31 +270,34 @@ def _endpoints(cluster: Cluster, node: str) -> list[str]:
 
 
 def closed_throughout(before: State, after: State) -> list[Cell]:
-    """Cells that are denied before, after, and according to the evaluator at every moment between two states (pure).
+    """Cells that are denied before, after and at every moment in between, each time at the same place (pure).
 
-    None where a namespace goes: in which order its objects do, nobody prescribes.
+    Where one node opens and another one closes, packets may slip through whatever the two do: they know nothing of each
+    other. None where a namespace goes: in which order its objects do, nobody prescribes.
     """
-    stages = after.changes[:-1]
-    if any(
-        len(stage.namespaces) < len(earlier.namespaces) for earlier, stage in pairwise((before.cluster, *after.changes))
-    ):
+    stages = (before.cluster, *after.changes)
+    if any(len(stage.namespaces) < len(earlier.namespaces) for earlier, stage in pairwise(stages)):
         return []
     denied = {cell for cell in before.cells() if cell[3] == "D" and parse_probe(cell[0]).source_port is None}
-    both = [cell for cell in after.cells() if cell in denied and not unsupported(parse_probe(cell[0]))]
+    cells = [cell for cell in after.cells() if cell in denied and not unsupported(parse_probe(cell[0]))]
     snapshots = [(snapshot_of(stage), stage) for stage in stages]
     return [
-        cell
-        for cell in both
-        if _stays(cell, before.cluster, after.changes)
-        and not any(verdict_of(snapshot, stage, *cell[:3]).allowed for snapshot, stage in snapshots)
+        cell for cell in cells if _stays(cell, stages) and len({_denied_at(cell, *pair) for pair in snapshots}) == 1
     ]
 
 
-def _stays(cell: Cell, before: Cluster, stages: Sequence[Cluster]) -> bool:
+def _denied_at(cell: Cell, snapshot: Snapshot, cluster: Cluster) -> tuple[str, ...]:
+    """Node, endpoint, layer and direction that deny; nothing if the evaluator sees nobody who does."""
+    verdict = verdict_of(snapshot, cluster, *cell[:3])
+    step = verdict.reason
+    return () if verdict.allowed or step is None else (step.node, step.endpoint, step.layer, step.direction)
+
+
+def _stays(cell: Cell, stages: Sequence[Cluster]) -> bool:
     """Whether both ends are there all the time, at one address."""
     _, source, destination, _ = cell
     with suppress(KeyError):
-        sites = {(str(stage.site(source)), str(stage.site(destination))) for stage in (before, *stages)}
+        sites = {(str(stage.site(source)), str(stage.site(destination))) for stage in stages}
         return len(sites) == 1
     return False
 

@@ -9,13 +9,20 @@ import pytest
 from calipy.conformance.netpol_case import Case
 from calipy.conformance.netpol_packets import closed_throughout
 
-SHUT = {
-    "apiVersion": "networking.k8s.io/v1",
-    "kind": "NetworkPolicy",
-    "metadata": {"name": "shut", "namespace": "a"},
-    "spec": {"podSelector": {}, "policyTypes": ["Ingress"]},
+
+def _policy(direction: str, namespace: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {"name": f"shut-{direction.lower()}", "namespace": namespace},
+        "spec": {"podSelector": {}, "policyTypes": [direction]},
+    }
+
+
+SHUT = _policy("Ingress", "a")
+DELETE = {
+    "delete": {"apiVersion": SHUT["apiVersion"], "kind": "NetworkPolicy", "name": "shut-ingress", "namespace": "a"}
 }
-DELETE = {"delete": {"apiVersion": SHUT["apiVersion"], "kind": "NetworkPolicy", "name": "shut", "namespace": "a"}}
 EXPECT = {
     "endpoints": ["a/x", "b/y", "ext:e"],
     "tables": {"tcp/80": {"a/x": "SAA", "b/y": "DSA", "ext:e": "DA-"}, "udp/80+sport=9": {"b/y": "DSA"}},
@@ -58,9 +65,17 @@ def test_states_keep_every_stage_of_a_step() -> None:
             ({"deletePod": "b/y"}, {"addPod": {"namespace": "b", "name": "y", "node": "n", "ip": "10.65.1.2"}}),
             CLOSED[1:],
         ),
+        (({"apply": _policy("Egress", "b")}, {"apply": _policy("Egress", "a")}), CLOSED[1:]),
         (({"addNamespace": {"name": "c"}}, {"deleteNamespace": "c"}), []),
     ],
-    ids=["relabelled", "policy away for a moment", "policy replaced", "pod away for a moment", "namespace goes"],
+    ids=[
+        "relabelled",
+        "policy away for a moment",
+        "policy replaced",
+        "pod away for a moment",
+        "closed elsewhere too",
+        "namespace goes",
+    ],
 )
 def test_closed_throughout(actions: tuple[dict[str, Any], ...], closed: list[tuple[str, ...]]) -> None:
     """Only cells between ends that stay, and that nothing opens on the way."""

@@ -1,0 +1,277 @@
+"""Random network-policy cases: policies of both kinds in tiers, and steps that change them.
+
+The evaluator fills the tables.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from calipy.conformance.netpol_case import Case, Cluster
+from calipy.conformance.netpol_verdicts import snapshot_of, verdict_of
+
+T = TypeVar("T")
+
+LABELS = {"app": ("web", "db", "job"), "zone": ("x", "y"), "canary": ("yes",)}
+NETS4 = ("10.65.1.0/26", "10.65.2.0/26", "10.65.1.10/32", "192.0.2.0/24", "192.0.2.77/32", "0.0.0.0/1")
+NETS6 = ("fd00:65:1::/64", "fd00:65:2::/64", "2001:db8:2::/64", "2001:db8:2::10/128")
+PORTS = (8080, 9090, "http", "dns", "8000:8999", "9090:9091")
+PROBES = (
+    "tcp/8080", "tcp/9090", "udp/5353", "udp/8080", "sctp/9899", "icmp/8", "icmp/13",
+    "tcp6/8080", "udp6/5353", "icmp6/128", "tcp/8080+sport=30500",
+)  # fmt: skip
+TIERS = ("first", "second", "default")
+
+
+def make_case(seed: int, *, steps: int = 3) -> dict[str, Any]:
+    """A case of six pods on two nodes and two externals; the same for the same seed."""
+    return _Maker(random.Random(seed)).case(f"random-{seed}", steps)
+
+
+class _Maker:
+    def __init__(self, chance: random.Random) -> None:
+        self._random = chance
+
+    def case(self, name: str, steps: int) -> dict[str, Any]:
+        """See ``make_case``."""
+        probes = self._random.sample(PROBES, 4)
+        document: dict[str, Any] = {
+            "format": "netpol-case/1",
+            "id": name,
+            "family": "calico",
+            "theme": "random",
+            "nodes": [
+                {"name": "n1", "ip": "172.20.0.11", "ip6": "fd00:20::11"},
+                {"name": "n2", "ip": "172.20.0.12", "ip6": "fd00:20::12"},
+            ],
+            "namespaces": [{"name": name, "labels": self._labels()} for name in ("shop", "bank")],
+            "serviceAccounts": [{"namespace": "shop", "name": "robot", "labels": self._labels()}],
+            "pods": [
+                self._pod(space, pod, number) for number, (space, pod) in enumerate(_PODS)
+            ],
+            "externals": [
+                {"name": "alpha", "ip": "192.0.2.10", "ip6": "2001:db8:2::10"},
+                {"name": "bravo", "ip": "192.0.2.77", "ip6": "2001:db8:2::77"},
+            ],
+            "policies": [
+                self._tier("first", 1),
+                self._tier("second", 2),
+                *(self._network_set(number) for number in range(2)),
+                *(self._policy(number) for number in range(self._random.randint(2, 5))),
+            ],
+            "probes": probes,
+            "expect": {"endpoints": [], "tables": {}},
+        }  # fmt: skip
+        document["steps"] = [
+            {"name": f"step {number}", "actions": self._actions(), "expect": {"endpoints": [], "tables": {}}}
+            for number in range(1, steps + 1)
+        ]
+        states = Case(name, "", "", (), document).states()
+        for state, place in zip(states, (document, *document["steps"]), strict=True):
+            place["expect"] = _expectation(state.cluster, probes)
+        return document
+
+    def _one(self, choices: Sequence[T]) -> T:
+        return self._random.choice(choices)
+
+    def _perhaps(self, probability: float) -> bool:
+        return self._random.random() < probability
+
+    def _labels(self) -> dict[str, str]:
+        return {name: self._one(values) for name, values in LABELS.items() if self._perhaps(0.6)}
+
+    def _pod(self, namespace: str, name: str, number: int) -> dict[str, Any]:
+        node = 1 + number % 2
+        return {
+            "namespace": namespace,
+            "name": name,
+            "node": f"n{node}",
+            "ip": f"10.65.{node}.{10 + number}",
+            "ip6": f"fd00:65:{node}::{10 + number}",
+            "labels": self._labels(),
+            **({"serviceAccount": "robot"} if name == "bot" else {}),
+            "ports": [
+                {"name": "http", "port": self._one((8080, 9090)), "protocol": "TCP"},
+                {"name": "dns", "port": self._one((5353, 8080)), "protocol": "UDP"},
+            ],
+        }
+
+    def _tier(self, name: str, order: int) -> dict[str, Any]:
+        return _calico("Tier", name, {"order": order, "defaultAction": self._one(("Pass", "Pass", "Deny"))})
+
+    def _network_set(self, number: int) -> dict[str, Any]:
+        nets = self._random.sample(NETS4 + NETS6, self._random.randint(1, 3))
+        return _calico("GlobalNetworkSet", f"set{number}", {"nets": nets}, labels=self._labels())
+
+    def _selector(self, depth: int = 2) -> str:
+        if depth and self._perhaps(0.35):
+            left, right = self._selector(depth - 1), self._selector(depth - 1)
+            return self._one((f"({left} && {right})", f"({left} || {right})", f"!({left})"))
+        name = self._one(tuple(LABELS))
+        value = self._one(LABELS[name])
+        return self._one(
+            (
+                f"{name} == '{value}'",
+                f"{name} != '{value}'",
+                f"has({name})",
+                f"!has({name})",
+                f"{name} in {{'{value}', 'none'}}",
+                f"{name} not in {{'{value}'}}",
+                f"{name} starts with '{value[0]}'",
+                "all()",
+            )
+        )
+
+    def _nets(self, version: int) -> list[str]:
+        nets = NETS6 if version == 6 else NETS4
+        return self._random.sample(nets, self._random.randint(1, 2))
+
+    def _entity(self, protocol: str | None, version: int, *, destination: bool) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        options: list[tuple[str, float, Callable[[], Any]]] = [
+            ("selector", 0.35, self._selector),
+            ("notSelector", 0.15, self._selector),
+            ("namespaceSelector", 0.2, lambda: self._one(("all()", "global()", "zone == 'x'", "!has(zone)"))),
+            ("nets", 0.2, lambda: self._nets(version)),
+            ("notNets", 0.15, lambda: self._nets(version)),
+            ("serviceAccounts", 0.1, lambda: self._one(({"names": ["robot"]}, {"selector": "has(app)"}))),
+        ]
+        if protocol in {"TCP", "UDP"} and destination:
+            options += [("ports", 0.5, self._ports), ("notPorts", 0.15, self._ports)]
+        elif protocol in {"TCP", "UDP"}:
+            options += [("ports", 0.1, lambda: ["30000:65535"]), ("notPorts", 0.1, lambda: [30500])]
+        for name, probability, make in options:
+            if self._perhaps(probability):
+                found[name] = make()
+        return found
+
+    def _ports(self) -> list[Any]:
+        return self._random.sample(PORTS, self._random.randint(1, 2))
+
+    def _rule(self) -> dict[str, Any]:
+        version = self._one((4, 4, 6))
+        protocol = self._one((None, "TCP", "TCP", "UDP", "SCTP", "ICMPv6" if version == 6 else "ICMP"))
+        rule: dict[str, Any] = {"action": self._one(("Allow", "Allow", "Deny", "Pass", "Log"))}
+        if protocol:
+            rule["protocol"] = protocol
+        elif self._perhaps(0.2):
+            rule["notProtocol"] = self._one(("TCP", "UDP", 132))
+        if protocol == "ICMP" and self._perhaps(0.6):
+            rule[self._one(("icmp", "notICMP"))] = self._one(({"type": 8}, {"type": 13}, {"type": 8, "code": 0}))
+        if protocol in {"ICMP", "ICMPv6"} or self._perhaps(0.2):
+            rule["ipVersion"] = version
+        rule["source"] = self._entity(protocol, version, destination=False)
+        rule["destination"] = self._entity(protocol, version, destination=True)
+        return rule
+
+    def _policy(self, number: int) -> dict[str, Any]:
+        if self._perhaps(0.3):
+            return self._kubernetes_policy(number)
+        rules = {side: [self._rule() for _ in range(self._random.randint(0, 3))] for side in ("ingress", "egress")}
+        tier = self._one(TIERS)
+        spec = {
+            "tier": tier,
+            "selector": self._selector(),
+            "types": self._one((["Ingress"], ["Egress"], ["Ingress", "Egress"])),
+            **({"order": self._one((1, 5, 1000, 2000))} if self._perhaps(0.7) else {}),
+        }
+        spec |= {side: found for side, found in rules.items() if side.capitalize() in spec["types"]}
+        name = f"{tier}.p{number}" if tier != "default" else f"p{number}"
+        if self._perhaps(0.5):
+            return _calico("NetworkPolicy", name, spec, namespace=self._one(("shop", "bank")))
+        if self._perhaps(0.3):
+            spec["namespaceSelector"] = self._one(("zone == 'x'", "has(zone)", "all()"))
+        return _calico("GlobalNetworkPolicy", name, spec)
+
+    def _kubernetes_policy(self, number: int) -> dict[str, Any]:
+        return {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "NetworkPolicy",
+            "metadata": {"name": f"k{number}", "namespace": self._one(("shop", "bank"))},
+            "spec": {
+                "podSelector": self._label_selector(),
+                "policyTypes": self._one((["Ingress"], ["Egress"], ["Ingress", "Egress"])),
+                "ingress": [self._kubernetes_rule("from") for _ in range(self._random.randint(0, 2))],
+                "egress": [self._kubernetes_rule("to") for _ in range(self._random.randint(0, 2))],
+            },
+        }
+
+    def _label_selector(self) -> dict[str, Any]:
+        name = self._one(tuple(LABELS))
+        value = self._one(LABELS[name])
+        return self._one(
+            (
+                {},
+                {"matchLabels": {name: value}},
+                {"matchExpressions": [{"key": name, "operator": "NotIn", "values": [value]}]},
+                {"matchExpressions": [{"key": name, "operator": self._one(("Exists", "DoesNotExist"))}]},
+            )
+        )
+
+    def _kubernetes_rule(self, side: str) -> dict[str, Any]:
+        peers: list[dict[str, Any]] = []
+        for _ in range(self._random.randint(0, 2)):
+            kind = self._random.randrange(3)
+            if kind == 0:
+                block = self._one(({"cidr": "10.65.0.0/16", "except": ["10.65.1.0/26"]}, {"cidr": self._one(NETS4)}))
+                peers.append({"ipBlock": block})
+            else:
+                peer = {"podSelector": self._label_selector()}
+                peers.append(peer | ({"namespaceSelector": self._label_selector()} if kind == 2 else {}))
+        ports = [
+            {"port": 8000, "endPort": 8999},
+            {"port": "http"},
+            {"port": "dns", "protocol": "UDP"},
+            {"protocol": "SCTP"},
+            {"port": 5353, "protocol": "UDP"},
+        ]
+        chosen = self._random.sample(ports, self._random.randint(0, 2))
+        return {**({side: peers} if peers else {}), **({"ports": chosen} if chosen else {})}
+
+    def _actions(self) -> list[dict[str, Any]]:
+        return [self._action() for _ in range(self._random.randint(1, 2))]
+
+    def _action(self) -> dict[str, Any]:
+        space, pod = self._one(_PODS)
+        return self._one(
+            (
+                {"apply": self._policy(self._random.randrange(5))},
+                {"apply": self._policy(self._random.randrange(5, 8))},
+                {"apply": self._network_set(self._random.randrange(3))},
+                {"apply": self._tier("first", self._one((1, 3)))},
+                {"setPodLabels": {"pod": f"{space}/{pod}", "labels": self._labels()}},
+                {"setNamespaceLabels": {"namespace": space, "labels": self._labels()}},
+                {"setServiceAccountLabels": {"namespace": "shop", "name": "robot", "labels": self._labels()}},
+            )
+        )
+
+
+_PODS = (("shop", "web"), ("shop", "bot"), ("shop", "cart"), ("bank", "web"), ("bank", "desk"), ("bank", "bot"))
+
+
+def _calico(
+    kind: str, name: str, spec: dict[str, Any], *, namespace: str = "", labels: dict[str, str] | None = None
+) -> dict[str, Any]:
+    optional = {"namespace": namespace, "labels": labels}
+    metadata = {"name": name, **{member: value for member, value in optional.items() if value}}
+    return {"apiVersion": "projectcalico.org/v3", "kind": kind, "metadata": metadata, "spec": spec}
+
+
+def _expectation(cluster: Cluster, probes: Sequence[str]) -> dict[str, Any]:
+    snapshot = snapshot_of(cluster)
+    endpoints = [*(f"{space}/{name}" for space, name in _PODS), "ext:alpha", "ext:bravo"]
+
+    def cell(probe: str, source: str, destination: str) -> str:
+        if source == destination:
+            return "S"
+        if source.startswith("ext:") and destination.startswith("ext:"):
+            return "-"
+        return "A" if verdict_of(snapshot, cluster, probe, source, destination).allowed else "D"
+
+    tables = {
+        probe: {source: "".join(cell(probe, source, destination) for destination in endpoints) for source in endpoints}
+        for probe in probes
+    }
+    return {"endpoints": endpoints, "tables": tables}
