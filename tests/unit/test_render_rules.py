@@ -28,11 +28,12 @@ WEB = PolicyID("NetworkPolicy", "ns1", "web")
 
 
 def compiled(*rules: Rule, family: Family = 4, config: FelixConfig = CONFIG, **values: object) -> list[str]:
-    """The inbound chain of a policy with these rules, without the first rule's title."""
+    """The inbound chain of a policy with these rules, without the first rule's title (which follows annotations)."""
     policy = ActivePolicy(WEB, "default", rules, (), **values)  # type: ignore[arg-type]
     chain, _ = policy_chains(PolicyContext(family, config, Marks.from_mask(config.mark_mask)), policy)
     return [
-        rule.body.removeprefix('-m comment --comment "NetworkPolicy ns1/web ingress"').strip() for rule in chain.rules
+        rule.body.replace('-m comment --comment "NetworkPolicy ns1/web ingress"', "", 1).replace("  ", " ").strip()
+        for rule in chain.rules
     ]
 
 
@@ -53,7 +54,10 @@ def test_names_of_policies_profiles_and_sets() -> None:
     assert workload_chain("cali1234", "ingress") == "cali-tw-cali1234"
     assert set_name(4, "s:5y5I3VdRZfDU01O--xXAPx2hhJdeyhm4w") == "cali40s:5y5I3VdRZfDU01O--xXAPx2"
     assert set_name(6, "masq-ipam-pools") == "cali60masq-ipam-pools"
-    assert len(group_chain("all()", "ingress", (WEB, WEB))) == 28
+    a, b = (PolicyID("GlobalNetworkPolicy", "", name) for name in ("hep-allow", "hep-fwd"))
+    assert group_chain('role == "host"', "egress", (a, b)) == "cali-go-7WClT7aww4jUHyQyrszm"
+    a, b = (PolicyID("GlobalNetworkPolicy", "", name) for name in "ac")
+    assert group_chain("has(app)", "ingress", (a, b)) == "cali-gi-sqQOTXON8P0LaH93h-j1"
 
 
 @pytest.mark.parametrize(
@@ -205,8 +209,10 @@ def test_sixteen_ports_spill_into_a_block() -> None:
     lines = compiled(Rule("allow", protocol="tcp", dst=Match(ports=ports)))
     assert lines == [
         "--jump MARK --set-mark 0x0/0x180000",
-        ("-p tcp -m multiport --destination-ports 1,2,3,4,5,6,7,8,9,10,11,12,13,14"
-        " --jump MARK --set-mark 0x80000/0x80000"),
+        (
+            "-p tcp -m multiport --destination-ports 1,2,3,4,5,6,7,8,9,10,11,12,13,14"
+            " --jump MARK --set-mark 0x80000/0x80000"
+        ),
         "-p tcp -m multiport --destination-ports 20:30 --jump MARK --set-mark 0x80000/0x80000",
         "-p tcp -m mark --mark 0x80000/0x80000 --jump MARK --set-mark 0x10000/0x10000",
     ]
