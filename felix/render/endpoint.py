@@ -52,7 +52,7 @@ def _workload_rules(
 ) -> Iterator[Rule]:
     marks, config = context.marks, context.config
     origin = Origin("endpoint", endpoint.id, direction)
-    deny = f"--jump {config.filter_deny_action}"
+    deny, drop = f"--jump {config.filter_deny_action}", config.filter_deny_action.capitalize()
     if not endpoint.admin_up:
         yield Rule("", deny, ("Endpoint admin disabled",), origin)
         return
@@ -64,17 +64,17 @@ def _workload_rules(
     yield Rule("", syntax.clear_mark(marks.accept | marks.pass_), (), origin)
     if direction == "egress":
         if not config.allow_vxlan_from_workloads:
-            match = f"-p udp -m multiport --destination-ports {config.vxlan_port}"
-            yield Rule(match, deny, ("Drop VXLAN encapped packets originating in workloads",), origin)
+            match = f"-p 17 -m multiport --destination-ports {config.vxlan_port}"
+            yield Rule(match, deny, (f"{drop} VXLAN encapped packets originating in workloads",), origin)
         if not config.allow_ipip_from_workloads:
-            yield Rule("-p 4", deny, ("Drop IPinIP encapped packets originating in workloads",), origin)
+            yield Rule("-p 4", deny, (f"{drop} IPinIP encapped packets originating in workloads",), origin)
     for tier in endpoint.tiers:
         yield from _tier_rules(context, tier, direction, policies, groups)
     for profile in endpoint.profiles:
         profile_origin = Origin("profile", profile, direction)
         yield Rule("", syntax.jump(profile_chain(profile, direction)), (), profile_origin)
         yield Rule(syntax.mark_set(marks.accept), syntax.RETURN, ("Return if profile accepted",), profile_origin)
-    yield Rule("", deny, ("Drop if no profiles matched",), origin)
+    yield Rule("", deny, (f"{drop} if no profiles matched",), origin)
 
 
 def _tier_rules(
@@ -96,8 +96,9 @@ def _tier_rules(
         yield Rule(syntax.mark_clear(marks.pass_), syntax.jump(chain), (), group_origin)
         yield Rule(syntax.mark_set(marks.accept), syntax.RETURN, ("Return if policy accepted",), group_origin)
     if tier.default_action == "Deny":
-        comment = f"End of tier {tier.name}. Drop if no policies passed packet"
-        yield Rule(syntax.mark_clear(marks.pass_), f"--jump {context.config.filter_deny_action}", (comment,), origin)
+        deny = context.config.filter_deny_action
+        comment = f"End of tier {tier.name}. {deny.capitalize()} if no policies passed packet"
+        yield Rule(syntax.mark_clear(marks.pass_), f"--jump {deny}", (comment,), origin)
 
 
 def _staged(policy: PolicyID, policies: Mapping[PolicyID, ActivePolicy]) -> bool:

@@ -69,8 +69,8 @@ def workload_chain(interface: str, direction: Direction) -> str:
 
 def group_chain(selector: str, direction: Direction, policies: tuple[PolicyID, ...]) -> str:
     """Chain of consecutive policies with one selector; equal groups share it, whichever endpoint they apply to."""
-    lines = [selector, direction, str(len(policies))]
-    lines += [f"{p.kind}/{p.namespace}/{p.name}" for p in policies]
+    lines = [selector, "inbound" if direction == "ingress" else "outbound", str(len(policies))]
+    lines += [f"{{Name: {p.name}, Namespace: {p.namespace}, Kind: {p.kind}}}" for p in policies]
     digest = hashlib.sha3_224("".join(f"{line}\n" for line in lines).encode()).digest()
     uid = base64.urlsafe_b64encode(digest).decode()[:20]
     return ("cali-gi-" if direction == "ingress" else "cali-go-") + uid

@@ -92,7 +92,7 @@ def _finished(rules: list[Rule], title: str, origin: Origin) -> tuple[Rule, ...]
         rules.pop()
     if not rules:
         return (Rule("", "", (title,), origin),)
-    rules[0] = rules[0]._replace(comments=(title, *rules[0].comments))
+    rules[0] = rules[0]._replace(comments=(*rules[0].comments, title))
     return tuple(rules)
 
 

@@ -63,6 +63,27 @@ def rendered(renderer: Renderer, chain: str, table: Any = "filter") -> list[str]
     return [rule.body for rule in found.rules]
 
 
+def test_chain_from_a_workload_has_felixs_hashes() -> None:
+    """As recorded from the real Felix: each takes the other's chains over without rewriting them."""
+    renderer = Renderer(4, CONFIG)
+    renderer.update(changes(endpoint(1, interface="caliq3", profiles=("k8s-pod-network",))))
+    chain = renderer.tables["filter"].content("cali-fw-caliq3")
+    assert chain is not None
+    assert " ".join(chain.hashes) == (
+        "mVl8QGqPQen489wM 4h9e6_QqvfbntG7p 21_cKgFn1whgtwVg HJ-QBs1EMu_lnqBT"
+        " lZN_N9V-bDxg5wbG uaCpsRgobMkVP45j nrTy0EKYJ77ap6JL rVZivYNVRjLxJD6G"
+    )
+
+
+def test_comments_tell_the_action() -> None:
+    """Where packets are rejected the comments do not say drop."""
+    renderer = Renderer(4, FelixConfig(filter_deny_action="REJECT"))
+    renderer.update(changes(endpoint(1, ingress("web"), interface="cali1"), policies=(active("web"),)))
+    rules = rendered(renderer, "cali-tw-cali1") + rendered(renderer, "cali-fw-cali1")
+    assert not any("Drop " in rule for rule in rules)
+    assert sum("Reject " in rule for rule in rules) == 5
+
+
 def test_workload_chain_as_in_the_worked_example() -> None:
     """One pod, one policy in tier default, one profile: the rules that Felix writes."""
     renderer = Renderer(4, CONFIG)
@@ -291,8 +312,10 @@ def test_static_chains_of_each_table() -> None:
     four, six = Renderer(4, CONFIG), Renderer(6, CONFIG)
     assert rendered(four, "cali-FORWARD") == [
         "--jump MARK --set-mark 0/0x1a0000",
+        "-m mark --mark 0/0x10000 --jump cali-from-hep-forward",
         "--in-interface cali+ --jump cali-from-wl-dispatch",
         "--out-interface cali+ --jump cali-to-wl-dispatch",
+        "--jump cali-to-hep-forward",
     ]
     assert rendered(four, "cali-wl-to-host")[-1].endswith("--jump DROP")
     assert len(rendered(six, "cali-wl-to-host")) == len(rendered(four, "cali-wl-to-host")) + 6
