@@ -21,19 +21,20 @@ from calipy.felix.config import FelixConfig
 from calipy.felix.dataplane import backend
 from calipy.felix.dataplane.backend import BackendName
 from calipy.felix.dataplane.endpoints import Endpoints
+from calipy.felix.dataplane.hosts import HostEndpoints
 from calipy.felix.dataplane.ipsets import IPSets
 from calipy.felix.dataplane.iptables import IPTables
 from calipy.felix.delta import Difference, Table
 from calipy.felix.messages import ActivePolicy, ActiveProfile, Changes, EndpointID, PolicyID, Pool, WorkloadEndpoint
 from calipy.felix.ownership import is_workload_interface
-from calipy.felix.render.names import workload_chain
+from calipy.felix.render.names import Direction, host_chain, workload_chain
 from calipy.felix.render.renderer import Renderer
 from calipy.felix.render.static import TABLES
 from calipy.felix.sets import SetTable
 from calipy.felix.timers import Backoff, earliest
 from calipy.felix.upkeep import Upkeep
 from calipy.kernel import sysctl
-from calipy.kernel.monitor import LinkEvent, RouteEvent
+from calipy.kernel.monitor import AddressEvent, LinkEvent, RouteEvent
 from calipy.net import Family
 
 _logger = log.get("felix.dataplane")
@@ -43,6 +44,7 @@ _PAUSE_IN_TROUBLE: Final = 1.0
 _RETRY_FIRST: Final = 0.1
 _RETRY_LONGEST: Final = 10.0
 _DRIFT_KEPT: Final = 100
+_DIRECTIONS: Final[tuple[Direction, Direction]] = ("ingress", "egress")
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -120,6 +122,7 @@ class Dataplane:
         self._set_table = SetTable(self.config.max_ipset_size, self.config.external_nodes)
         self._ipsets = IPSets(self._set_table)
         self._edges = Endpoints(self.config)
+        self._hosts = HostEndpoints(self.config)
         await self._build()
 
     def close(self) -> None:
@@ -130,6 +133,7 @@ class Dataplane:
             self._upkeep.close()
         self._ipsets.close()
         self._edges.close()
+        self._hosts.close()
 
     def update(self, changes: Changes) -> None:
         """Note what the graph says; cheap, touches nothing. Effective with the next ``apply``."""
@@ -137,14 +141,18 @@ class Dataplane:
         self._unapplied |= changes.endpoints.keys()
         self._in_sync = self._in_sync or changes.in_sync
 
-    def on_event(self, event: LinkEvent | RouteEvent) -> bool:
-        """Note what happened to a link or route; True if it calls for ``apply``."""
+    def on_event(self, event: LinkEvent | AddressEvent | RouteEvent) -> bool:
+        """Note what happened to a link, address or route; True if it calls for ``apply``."""
         now = self._clock()
-        return self._edges.on_link(event, now) if isinstance(event, LinkEvent) else self._edges.on_route(event, now)
+        if isinstance(event, RouteEvent):
+            return self._edges.on_route(event, now)
+        of_host = self._hosts.on_event(event)
+        return (isinstance(event, LinkEvent) and self._edges.on_link(event, now)) or of_host
 
     def resync(self) -> None:
-        """Events were lost: have the next ``apply`` read links and routes."""
+        """Events were lost: have the next ``apply`` read links, addresses and routes."""
         self._edges.resync()
+        self._hosts.resync()
 
     def next_deadline(self) -> float | None:
         """When ``apply`` has something to do without being told, on the constructor's clock."""
@@ -230,6 +238,11 @@ class Dataplane:
         known = (*self._endpoints, *self._unusable)
         return {identity: status for identity in known if (status := self.endpoint_status(identity))}
 
+    def host_endpoints(self) -> dict[str, EndpointStatus]:
+        """State of every host endpoint of this node."""
+        waiting = {name for changes in self._pending for name in changes.host_endpoints}
+        return {name: self._host_status(name, waiting) for name in self._hosts.names()}
+
     @property
     def warnings(self) -> list[str]:
         """What is not wrong in itself but will surprise the pods."""
@@ -243,11 +256,31 @@ class Dataplane:
         interface = endpoint.interface
         if problem := self._edges.problems.get(interface):
             return problem
+        return self._refusal({workload_chain(interface, "ingress"), workload_chain(interface, "egress")})
+
+    def _host_status(self, name: str, waiting: set[str]) -> EndpointStatus:
+        chains = {
+            host_chain(interface, direction, forward=forward)
+            for interface, endpoint in self._hosts.interfaces.items()
+            if endpoint.name == name
+            for direction in _DIRECTIONS
+            for forward in (False, True)
+        }
+        if refusal := self._refusal(chains):
+            return EndpointStatus("error", refusal)
+        if name in waiting:
+            return EndpointStatus("down", "not programmed yet")
+        problem = self._hosts.problem(name)
+        return EndpointStatus("down", problem) if problem else EndpointStatus("up")
+
+    def _refusal(self, chains: set[str]) -> str:
+        """What the kernel refused of these chains and all that they lead to."""
         if not self._refused:
             return ""
         used: set[str] = set()
         for renderer in self._renderers.values():
-            used |= renderer.tables["filter"].reachable(workload_chain(interface, d) for d in ("ingress", "egress"))
+            for table in renderer.tables.values():
+                used |= table.reachable(chains)
         return next((f"{place}: {why}" for place, why in self._refused.items() if place.split()[-1] in used), "")
 
     async def _take(self, changes: Changes, now: float) -> None:
@@ -266,6 +299,7 @@ class Dataplane:
         for interface in touched:
             claims = self._claims.get(interface)
             self._edges.set_endpoint(interface, self._endpoints[min(claims)] if claims else None)
+        self._hosts.update(changes.host_endpoints)
         for cidr, present in changes.blocks.items():
             self._edges.set_block(cidr, present=bool(present))
 
@@ -305,6 +339,7 @@ class Dataplane:
             self._set_table = self._set_table.resized(config.max_ipset_size, config.external_nodes)
             self._ipsets.set_table(self._set_table)
         self._edges.reconfigure(config, now)
+        self._hosts.reconfigure(config)
         try:
             await self._build()
         except KernelError:
@@ -322,6 +357,7 @@ class Dataplane:
         )
         for renderer in self._renderers.values():
             renderer.update(known)
+            renderer.set_hosts(self._hosts.interfaces)
         tables = {family: renderer.tables for family, renderer in self._renderers.items()}
         chosen = await backend.choose(self.config.iptables_backend, self._families)
         if self._iptables is not None and chosen == self.backend and tables.keys() == self._iptables.families:
@@ -349,6 +385,14 @@ class Dataplane:
             for renderer in self._renderers.values():
                 for table in renderer.tables.values():
                     table.forgive()
+        if self._upkeep.routes_due(now):
+            self._edges.recheck()
+            self._hosts.resync()
+        elif self._upkeep.parameters_due(now):
+            self._edges.check_parameters()
+        if await self._hosts.resolve():
+            for renderer in self._renderers.values():
+                renderer.set_hosts(self._hosts.interfaces)
         self._set_failures = await self._ipsets.write()
         report.errors += [f"ip set {name}: {why}" for name, why in self._set_failures.items()]
         written = await self._iptables.write()
@@ -358,10 +402,6 @@ class Dataplane:
         self._refused = written.refused
         report.changed = len(written.changed)
         report.errors += [f"{place}: {why}" for place, why in written.refused.items()]
-        if self._upkeep.routes_due(now):
-            self._edges.recheck()
-        elif self._upkeep.parameters_due(now):
-            self._edges.check_parameters()
         report.drift += await self._edges.write(now)
         self._unapplied = {identity for changes in self._pending for identity in changes.endpoints}
         if self._ipsets.unwanted:

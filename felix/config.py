@@ -11,15 +11,31 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from calipy.felix.messages import PortRange
 from calipy.net import Prefix
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
+_FAILSAFE: Final = re.compile(r"(?:([a-zA-Z]+):(?:\[([^\]]+)\]:|([^:\[\]]+):)?)?(\d+)", re.ASCII)
 _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 Backend = Literal["auto", "nft", "legacy"]
+
+
+class FailsafePort(NamedTuple):
+    """A port of the node that no policy closes; ``net`` limits it to these peers, "" does not."""
+
+    protocol: str
+    port: int
+    net: str = ""
+
+
+def _tcp(*ports: int) -> tuple[FailsafePort, ...]:
+    return tuple(FailsafePort("tcp", port) for port in ports)
+
+
+_CONTROL: Final = _tcp(179, 2379, 2380, 5473, 6443, 6666, 6667)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +83,9 @@ class FelixConfig:
     log_prefix: str = "calico-packet"
     log_rate_limit: str = ""
     log_rate_burst: int = 5
+    failsafe_inbound: tuple[FailsafePort, ...] = (*_tcp(22), FailsafePort("udp", 68), *_CONTROL)
+    failsafe_outbound: tuple[FailsafePort, ...] = (FailsafePort("udp", 53), FailsafePort("udp", 67), *_CONTROL)
+    interface_exclude: tuple[re.Pattern[str], ...] = (re.compile(r"kube-ipvs0"),)
     problems: tuple[tuple[str, str, str], ...] = ()
 
     @classmethod
@@ -176,6 +195,33 @@ def _ports(text: str) -> PortRange | None:
     return ports
 
 
+def _failsafes(text: str) -> tuple[FailsafePort, ...]:
+    """``tcp:22``, ``udp:10.0.0.0/8:53``, ``tcp:[fd00::/8]:179``, or a port alone for TCP; separated by commas."""
+    return tuple(_failsafe(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _failsafe(text: str) -> FailsafePort:
+    found = _FAILSAFE.fullmatch(text)
+    if found is None:
+        raise ValueError(f"expected protocol:port or protocol:net:port, not {text!r}")
+    protocol, net, port = (found[1] or "tcp").lower(), found[2] or found[3] or "", int(found[4])
+    if protocol not in {"tcp", "udp", "sctp"} or port > 65535:
+        raise ValueError(f"expected tcp, udp or sctp and a port within 0..65535, not {text!r}")
+    return FailsafePort(protocol, port, str(ipaddress.ip_network(net, strict=False)) if net else "")
+
+
+def _patterns(text: str) -> tuple[re.Pattern[str], ...]:
+    """Names, or regular expressions between slashes; separated by commas."""
+    found = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        expression = len(part) > 1 and part.startswith("/") and part.endswith("/")
+        try:
+            found.append(re.compile(f".*(?:{part[1:-1]}).*" if expression else re.escape(part)))
+        except re.error as error:
+            raise ValueError(f"{part!r} is no regular expression: {error}") from None
+    return tuple(found)
+
+
 def _mask(text: str) -> int:
     value = int(text or "0", 0)
     if not 0 < value <= 0xFFFFFFFF or value.bit_count() < 5:
@@ -240,6 +286,9 @@ _PARAMETERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     ),
     "WorkloadSourceSpoofing": ("spoofing_allowed", lambda text: _choice("Disabled", "Any")(text) == "Any"),
     "ExternalNodesCIDRList": ("external_nodes", _networks),
+    "FailsafeInboundHostPorts": ("failsafe_inbound", _failsafes),
+    "FailsafeOutboundHostPorts": ("failsafe_outbound", _failsafes),
+    "InterfaceExclude": ("interface_exclude", _patterns),
     "LogPrefix": ("log_prefix", _plain),
     "LogActionRateLimit": ("log_rate_limit", _rate),
     "LogActionRateLimitBurst": ("log_rate_burst", _integer(1, 9999)),

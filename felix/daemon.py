@@ -22,7 +22,7 @@ from calipy.felix.config import FelixConfig
 from calipy.felix.delta import Difference
 from calipy.felix.graph.graph import Graph
 from calipy.felix.messages import Changes, EndpointID
-from calipy.kernel.monitor import LinkEvent, Monitor, Overrun, RouteEvent
+from calipy.kernel.monitor import Monitor, Overrun
 
 _logger = log.get("felix")
 
@@ -56,6 +56,7 @@ class FelixStatus:
         apply_seconds: how long it took.
         errors: what it could not do; each is tried again.
         endpoints: state of each local endpoint.
+        host_endpoints: state of each host endpoint of this node, by name.
         drift: the last differences that others caused in the kernel and that were put right.
         warnings: what is not wrong in itself but will surprise the pods.
         applied_revision: everything that the datastore held at this revision has been brought into the kernel without
@@ -74,6 +75,7 @@ class FelixStatus:
     drift: tuple[Difference, ...] = ()
     warnings: tuple[str, ...] = ()
     applied_revision: int = 0
+    host_endpoints: Mapping[str, EndpointStatus] = field(default_factory=dict)
 
 
 class Felix:
@@ -131,7 +133,7 @@ class Felix:
         Raises:
             KernelError: iptables, ipset or netlink cannot be used at all.
         """
-        with Monitor(addresses=False) as monitor:
+        with Monitor() as monitor:
             await self._dataplane.start()
             self._started = True
             watch = asyncio.create_task(self._watch(monitor))
@@ -165,6 +167,7 @@ class Felix:
             drift=tuple(self._dataplane.recent_drift),
             warnings=tuple(self._dataplane.warnings) if self._started else (),
             applied_revision=self._applied_revision,
+            host_endpoints=self._dataplane.host_endpoints() if self._started else {},
         )
 
     async def wait_programmed(self, endpoint_id: EndpointID, timeout: float, *, nets: Iterable[str] = ()) -> bool:
@@ -244,12 +247,13 @@ class Felix:
             if isinstance(event, Overrun):
                 self._dataplane.resync()
                 self._wake.set()
-            elif isinstance(event, LinkEvent | RouteEvent) and self._dataplane.on_event(event):
+            elif self._dataplane.on_event(event):
                 self._wake.set()
 
 
 def _loosens(changes: Changes) -> bool:
     """Whether a policy goes while endpoints stay."""
+    endpoints = (*changes.endpoints.values(), *changes.host_endpoints.values())
     return any(policy is None for policy in changes.policies.values()) and any(
-        endpoint is not None for endpoint in changes.endpoints.values()
+        endpoint is not None for endpoint in endpoints
     )

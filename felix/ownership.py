@@ -45,4 +45,9 @@ def owns_route(route: Route, prefixes: tuple[str, ...], *, protocol: int, remove
 
 def is_workload_interface(name: str, prefixes: tuple[str, ...]) -> bool:
     """Whether an interface is the host end of a pod's veth, by its name; no, if it cannot be the name of one."""
-    return name.startswith(prefixes) and _INTERFACE.fullmatch(name) is not None
+    return name.startswith(prefixes) and is_interface_name(name)
+
+
+def is_interface_name(name: str) -> bool:
+    """Whether a text is a name that rules can speak of; the kernel allows more, iptables' wildcard among it."""
+    return _INTERFACE.fullmatch(name) is not None

@@ -1,4 +1,7 @@
-"""Chains of one workload endpoint, and of the policy groups they share (felix/rules/endpoints.go). Pure."""
+"""Chains of one workload endpoint, and of the policy groups they share (felix/rules/endpoints.go). Pure.
+
+The parts that chains of host endpoints are made of too stand here as functions of their own.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +59,7 @@ def _workload_rules(
     if not endpoint.admin_up:
         yield Rule("", deny, ("Endpoint admin disabled",), origin)
         return
-    if config.filter_allow_action != "ACCEPT":
-        yield Rule(syntax.ESTABLISHED, syntax.set_mark(marks.accept), (), origin)
-    yield Rule(syntax.ESTABLISHED, f"--jump {config.filter_allow_action}", (), origin)
-    if not config.disable_conntrack_invalid_check:
-        yield Rule(syntax.INVALID, deny, (), origin)
+    yield from conntrack_rules(context, config.filter_allow_action, origin)
     yield Rule("", syntax.clear_mark(marks.accept | marks.pass_), (), origin)
     if direction == "egress":
         if not config.allow_vxlan_from_workloads:
@@ -69,21 +68,53 @@ def _workload_rules(
         if not config.allow_ipip_from_workloads:
             yield Rule("-p 4", deny, (f"{drop} IPinIP encapped packets originating in workloads",), origin)
     for tier in endpoint.tiers:
-        yield from _tier_rules(context, tier, direction, policies, groups)
-    for profile in endpoint.profiles:
-        profile_origin = Origin("profile", profile, direction)
-        yield Rule("", syntax.jump(profile_chain(profile, direction)), (), profile_origin)
-        yield Rule(syntax.mark_set(marks.accept), syntax.RETURN, ("Return if profile accepted",), profile_origin)
-    yield Rule("", deny, (f"{drop} if no profiles matched",), origin)
+        yield from tier_rules(context, tier, direction, policies, groups)
+    yield from profile_rules(context, endpoint.profiles, origin)
 
 
-def _tier_rules(
+def conntrack_rules(context: PolicyContext, allow: str, origin: Origin) -> Iterator[Rule]:
+    """Policy judges the first packet of a connection; what belongs to one passes, what belongs to none does not."""
+    config = context.config
+    if allow != "ACCEPT":
+        yield Rule(syntax.ESTABLISHED, syntax.set_mark(context.marks.accept), (), origin)
+    yield Rule(syntax.ESTABLISHED, f"--jump {allow}", (), origin)
+    if not config.disable_conntrack_invalid_check:
+        yield Rule(syntax.INVALID, f"--jump {config.filter_deny_action}", (), origin)
+
+
+def profile_rules(context: PolicyContext, profiles: tuple[str, ...], origin: Origin) -> Iterator[Rule]:
+    """The end of a chain: profiles in order, then nothing else passes."""
+    for profile in profiles:
+        profile_origin = Origin("profile", profile, origin.direction)
+        chain = profile_chain(profile, "ingress" if origin.direction == "ingress" else "egress")
+        yield Rule("", syntax.jump(chain), (), profile_origin)
+        returned = syntax.mark_set(context.marks.accept)
+        yield Rule(returned, syntax.RETURN, ("Return if profile accepted",), profile_origin)
+    deny = context.config.filter_deny_action
+    yield Rule("", f"--jump {deny}", (f"{deny.capitalize()} if no profiles matched",), origin)
+
+
+def tier_rules(
     context: PolicyContext,
     tier: TierInfo,
     direction: Direction,
     policies: Mapping[PolicyID, ActivePolicy],
     groups: dict[str, Chain],
+    *,
+    decides: bool = True,
+    notrack: bool = False,
 ) -> Iterator[Rule]:
+    """One tier's policies; nothing if none of them is enforced in the direction.
+
+    Args:
+        context: where the chain stands.
+        tier: which.
+        direction: as policy sees it.
+        policies: known ones.
+        groups: gets the group chains that are jumped to.
+        decides: whether what no policy of a tier decides is denied at its end, if that is the tier's default.
+        notrack: whether what is accepted leaves connection tracking.
+    """
     marks = context.marks
     origin = Origin("tier", tier.name, direction)
     enforced = [
@@ -94,8 +125,10 @@ def _tier_rules(
     yield Rule("", syntax.clear_mark(marks.pass_), (f"Start of tier {tier.name}",), origin)
     for chain, group_origin in _targets(context, enforced, direction, policies, groups):
         yield Rule(syntax.mark_clear(marks.pass_), syntax.jump(chain), (), group_origin)
+        if notrack:
+            yield Rule(syntax.mark_set(marks.accept), syntax.NOTRACK, (), group_origin)
         yield Rule(syntax.mark_set(marks.accept), syntax.RETURN, ("Return if policy accepted",), group_origin)
-    if tier.default_action == "Deny":
+    if decides and tier.default_action == "Deny":
         deny = context.config.filter_deny_action
         comment = f"End of tier {tier.name}. {deny.capitalize()} if no policies passed packet"
         yield Rule(syntax.mark_clear(marks.pass_), f"--jump {deny}", (comment,), origin)

@@ -13,6 +13,9 @@ from calipy.net import Family
 MAX_CHAIN: Final = 28
 MAX_SET: Final = 31
 
+ANY_INTERFACE: Final = "any-interface-at-all"
+"""In place of an interface's name: those that nothing else is said about. No interface can have so long a name."""
+
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./:+@=,-]+")
 
 Direction = Literal["ingress", "egress"]
@@ -65,6 +68,14 @@ def profile_chain(profile: str, direction: Direction) -> str:
 def workload_chain(interface: str, direction: Direction) -> str:
     """``cali-tw-<if>`` for traffic to the workload (ingress), ``cali-fw-<if>`` for traffic from it (egress)."""
     return chain_name("cali-tw-" if direction == "ingress" else "cali-fw-", interface)
+
+
+def host_chain(interface: str, direction: Direction, *, forward: bool = False) -> str:
+    """``cali-th-<if>`` for what leaves by a host's interface (egress), ``cali-fh-<if>`` for what comes in by it
+    (ingress); ``cali-thfw-<if>`` and ``cali-fhfw-<if>`` for what the host forwards.
+    """
+    prefix = "cali-th" if direction == "egress" else "cali-fh"
+    return chain_name(f"{prefix}fw-" if forward else f"{prefix}-", interface)
 
 
 def group_chain(selector: str, direction: Direction, policies: tuple[PolicyID, ...]) -> str:

@@ -7,20 +7,35 @@ endpoint renders its own chains, the roots of the dispatch trees and the branche
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 from calipy.felix.config import FelixConfig
 from calipy.felix.delta import Table
-from calipy.felix.messages import ActivePolicy, Changes, EndpointID, PolicyID, WorkloadEndpoint
+from calipy.felix.messages import (
+    ActivePolicy,
+    ActiveProfile,
+    Changes,
+    EndpointID,
+    HostEndpoint,
+    PolicyID,
+    TierInfo,
+    WorkloadEndpoint,
+)
 from calipy.felix.render import static, syntax
 from calipy.felix.render.dispatch import Dispatch
-from calipy.felix.render.endpoint import EndpointChains, workload_chains
+from calipy.felix.render.endpoint import workload_chains
+from calipy.felix.render.host import POLICY_TABLES, HostPlan, PolicyTable, host_chains
 from calipy.felix.render.marks import Marks
-from calipy.felix.render.names import policy_chain, profile_chain, workload_chain
+from calipy.felix.render.names import workload_chain
 from calipy.felix.render.nat import nat_outgoing_chain
+from calipy.felix.render.offers import Offers
 from calipy.felix.render.policy import PolicyContext, policy_chains, profile_chains
+from calipy.felix.render.rule import Chain
 from calipy.net import Family, family_of
+
+_HOSTS = "host endpoints"
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -49,13 +64,21 @@ class Renderer:
             for chain in static.chains(name, family, config, marks):
                 table.put(chain)
             self.tables[name] = table
+        self._contexts: dict[PolicyTable, PolicyContext] = {
+            # REJECT is for the filter table only.
+            table: self._context
+            if table == "filter" or config.filter_deny_action == "DROP"
+            else replace(self._context, config=replace(config, filter_deny_action="DROP"))
+            for table in POLICY_TABLES
+        }
+        self._offers = {table: Offers(self.tables[table]) for table in POLICY_TABLES}
         self._filter = self.tables["filter"]
         self._policies: dict[PolicyID, ActivePolicy] = {}
         self._endpoints: dict[EndpointID, WorkloadEndpoint] = {}
         self._users: defaultdict[PolicyID, set[EndpointID]] = defaultdict(set)
         self._claims: defaultdict[str, set[EndpointID]] = defaultdict(set)
-        self._rendered: dict[str, EndpointChains] = {}
-        self._group_users: defaultdict[str, set[str]] = defaultdict(set)
+        self._hosts: Mapping[str, HostEndpoint] = {}
+        self._host_policies: set[PolicyID] = set()
         self._spoofing: dict[str, WorkloadEndpoint] = {}
         self._natted_pools: set[str] = set()
         end = static.unknown_interface(config)
@@ -74,47 +97,84 @@ class Renderer:
             ),
         )
         self._render_dispatch(set(), set())
+        self._render_hosts()
 
     def update(self, changes: Changes) -> None:
         """Take in one flush of the graph; the tables' dirty chains grow by what it touched."""
         stale: set[str] = set()
+        reshaped: set[PolicyID] = set()
         for policy_id, policy in changes.policies.items():
-            stale |= self._put_policy(policy_id, policy)
+            if self._put_policy(policy_id, policy):
+                reshaped.add(policy_id)
+        for policy_id in reshaped:
+            stale |= {self._endpoints[user].interface for user in self._users.get(policy_id, ())}
         for profile_name, profile in changes.profiles.items():
-            if profile is None:
-                self._filter.drop(profile_chain(profile_name, "ingress"))
-                self._filter.drop(profile_chain(profile_name, "egress"))
-            else:
-                for chain in profile_chains(self._context, profile):
-                    self._filter.put(chain)
+            self._put_profile(profile_name, profile)
         for endpoint_id, endpoint in changes.endpoints.items():
             ours = endpoint is not None and any(family_of(net) == self._context.family for net in endpoint.nets)
             stale |= self._put_endpoint(endpoint_id, endpoint if ours else None)
-        before = self._rendered.keys() & stale
+        offers = self._offers["filter"]
+        before = {interface for interface in stale if interface in offers}
         for interface in stale:
             self._render_interface(interface)
         self._render_spoofing(stale)
-        after = self._rendered.keys() & stale
+        after = {interface for interface in stale if interface in offers}
         if before != after:
             self._render_dispatch(after - before, before - after)
+        if not self._host_policies.isdisjoint(reshaped):
+            self._render_hosts()
         self._update_pools(changes)
 
-    def _put_policy(self, identity: PolicyID, policy: ActivePolicy | None) -> set[str]:
-        """Interfaces whose own chains the change of the policy touches."""
+    def set_hosts(self, interfaces: Mapping[str, HostEndpoint]) -> None:
+        """Where host endpoints are now: interface, or ``names.ANY_INTERFACE``, → which. O(their policies)."""
+        self._hosts = dict(interfaces)
+        self._host_policies = {
+            policy
+            for endpoint in self._hosts.values()
+            for tiers in (endpoint.tiers, endpoint.untracked, endpoint.pre_dnat)
+            for policy in _policies_of(tiers)
+        }
+        self._render_hosts()
+
+    def _put_policy(self, identity: PolicyID, policy: ActivePolicy | None) -> bool:
+        """Offer or withdraw the policy's chains; True if chains that jump to it may have to change."""
         old = self._policies.get(identity)
+        user = str(identity)
         if policy is None:
             self._policies.pop(identity, None)
-            self._filter.drop(policy_chain(identity, "ingress"))
-            self._filter.drop(policy_chain(identity, "egress"))
         else:
             self._policies[identity] = policy
-            for chain in policy_chains(self._context, policy):
-                self._filter.put(chain)
+        for table, chains in self._placed(policy).items():
+            self._offers[table].replace(user, chains)
         shape = (policy.selector, policy.staged) if policy else None
         old_shape = (old.selector, old.staged) if old else None
-        if shape == old_shape:
-            return set()
-        return {self._endpoints[user].interface for user in self._users.get(identity, ())}
+        return shape != old_shape
+
+    def _placed(self, policy: ActivePolicy | None) -> dict[PolicyTable, tuple[Chain, ...]]:
+        """The policy's chains by table: where it can be jumped to."""
+        placed: dict[PolicyTable, tuple[Chain, ...]] = dict.fromkeys(POLICY_TABLES, ())
+        if policy is None:
+            return placed
+        if policy.untracked or policy.pre_dnat:
+            table: PolicyTable = "raw" if policy.untracked else "mangle"
+            placed[table] = policy_chains(self._contexts[table], policy)
+            return placed
+        placed["filter"] = policy_chains(self._context, policy)
+        placed["mangle"] = self._in_mangle(placed["filter"], lambda context: policy_chains(context, policy))
+        return placed
+
+    def _put_profile(self, name: str, profile: ActiveProfile | None) -> None:
+        chains = profile_chains(self._context, profile) if profile else ()
+        self._offers["filter"].replace(f"profile {name}", chains)
+        in_mangle = self._in_mangle(chains, lambda context: profile_chains(context, profile) if profile else ())
+        self._offers["mangle"].replace(f"profile {name}", in_mangle)
+
+    def _in_mangle(
+        self, in_filter: tuple[Chain, ...], render: Callable[[PolicyContext], tuple[Chain, ...]]
+    ) -> tuple[Chain, ...]:
+        """The outbound chain, for what the node itself sends and DNAT redirects."""
+        context = self._contexts["mangle"]
+        return (in_filter if context is self._context else render(context))[1:]
 
     def _put_endpoint(self, identity: EndpointID, endpoint: WorkloadEndpoint | None) -> set[str]:
         """Record the endpoint; returns the interfaces it has or had."""
@@ -123,38 +183,29 @@ class Renderer:
         if old is not None:
             stale.add(old.interface)
             _discard(self._claims, old.interface, identity)
-            for policy in _policies_of(old):
+            for policy in _policies_of(old.tiers):
                 _discard(self._users, policy, identity)
         if endpoint is not None:
             stale.add(endpoint.interface)
             self._endpoints[identity] = endpoint
             self._claims[endpoint.interface].add(identity)
-            for policy in _policies_of(endpoint):
+            for policy in _policies_of(endpoint.tiers):
                 self._users[policy].add(identity)
         return stale
 
     def _render_interface(self, interface: str) -> None:
         """Chains of the endpoint on the interface: of several that claim it, the first by id."""
-        old = self._rendered.pop(interface, None)
         claims = self._claims.get(interface)
-        groups: set[str] = set()
+        chains: tuple[Chain, ...] = ()
         if claims:
             new = workload_chains(self._context, self._endpoints[min(claims)], self._policies)
-            self._rendered[interface] = new
-            for group in new.groups:
-                groups.add(group.name)
-                self._group_users[group.name].add(interface)
-                self._filter.put(group)
-            self._filter.put(new.to_workload)
-            self._filter.put(new.from_workload)
-        elif old is not None:
-            self._filter.drop(old.to_workload.name)
-            self._filter.drop(old.from_workload.name)
-        for group in old.groups if old else ():
-            if group.name not in groups:
-                _discard(self._group_users, group.name, interface)
-                if group.name not in self._group_users:
-                    self._filter.drop(group.name)
+            chains = (*new.groups, new.to_workload, new.from_workload)
+        self._offers["filter"].replace(interface, chains)
+
+    def _render_hosts(self) -> None:
+        plan = HostPlan(self._hosts, self._policies)
+        for table, context in self._contexts.items():
+            self._offers[table].replace(_HOSTS, host_chains(table, context, plan))
 
     def _render_spoofing(self, stale: set[str]) -> None:
         """Who may use other source addresses than its own (WorkloadSourceSpoofing=Any)."""
@@ -193,8 +244,8 @@ class Renderer:
             )
 
 
-def _policies_of(endpoint: WorkloadEndpoint) -> set[PolicyID]:
-    return {policy for tier in endpoint.tiers for policy in (*tier.ingress, *tier.egress)}
+def _policies_of(tiers: tuple[TierInfo, ...]) -> set[PolicyID]:
+    return {policy for tier in tiers for policy in (*tier.ingress, *tier.egress)}
 
 
 def _discard(index: defaultdict[_K, set[_V]], key: _K, value: _V) -> None:

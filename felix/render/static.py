@@ -1,6 +1,6 @@
 """Chains that every node has whatever its endpoints are, and where they hook in (felix/rules/static.go). Pure.
 
-Host endpoints, tunnels and IPVS have no part here: their rules join in when they exist.
+Tunnels and IPVS have no part here: their rules join in when they exist.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Final, Literal
 from calipy.felix.config import FelixConfig
 from calipy.felix.messages import WorkloadEndpoint
 from calipy.felix.render import syntax
+from calipy.felix.render.failsafe import failsafe_chains
+from calipy.felix.render.host import FROM_HOST, FROM_HOST_FORWARD, TO_HOST, TO_HOST_FORWARD
 from calipy.felix.render.marks import Marks
 from calipy.felix.render.nat import nat_outgoing_chain
 from calipy.felix.render.rule import Chain, Hook, Rule
@@ -24,6 +26,8 @@ RPF_SKIP: Final = "cali-rpf-skip"
 TableName = Literal["filter", "nat", "mangle", "raw"]
 TABLES: Final[tuple[TableName, ...]] = ("raw", "mangle", "nat", "filter")
 
+_DNAT: Final = "--ctstate DNAT"
+_POLICED: Final = "Host endpoint policy accepted packet."
 _ICMP6_ALWAYS: Final = (130, 131, 132, 133, 135, 136)
 """Multicast listener and neighbour discovery: IPv6 does not work without them, whatever policy says."""
 
@@ -66,10 +70,15 @@ def _filter(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, .
     workloads = [f"{prefix}+" for prefix in config.interface_prefixes]
     allow = f"--jump {config.filter_allow_action}"
     accepted = Rule(syntax.mark_set(marks.accept), allow)
-    forward = [Rule("", syntax.clear_mark(marks.all & ~marks.accept))]
+    forward = [
+        # Accepted already: by untracked or pre-DNAT policy.
+        Rule("", syntax.clear_mark(marks.all & ~marks.accept)),
+        Rule(syntax.mark_clear(marks.accept), syntax.jump(FROM_HOST_FORWARD)),
+    ]
     for workload in workloads:
         forward.append(Rule(syntax.from_interface(workload), syntax.jump(FROM_WORKLOAD_DISPATCH)))
         forward.append(Rule(syntax.to_interface(workload), syntax.jump(TO_WORKLOAD_DISPATCH)))
+    forward.append(Rule("", syntax.jump(TO_HOST_FORWARD)))
     to_host = [
         *(Rule(f"-p icmpv6 -m icmp6 --icmpv6-type {kind}", allow) for kind in (_ICMP6_ALWAYS if family == 6 else ())),
         Rule("", syntax.jump(FROM_WORKLOAD_DISPATCH)),
@@ -79,10 +88,24 @@ def _filter(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, .
     # From the host to its own pods there is no policy: a node must be able to probe what it runs.
     outward = [Rule(syntax.to_interface(workload), syntax.RETURN) for workload in workloads]
     return (
-        Chain("cali-INPUT", (*inward, accepted)),
+        Chain("cali-INPUT", (*inward, accepted, *_police(FROM_HOST, allow, marks))),
         Chain("cali-FORWARD", tuple(forward)),
-        Chain("cali-OUTPUT", (accepted, *outward)),
+        Chain(
+            "cali-OUTPUT",
+            # After DNAT the packet may leave by another interface than it seems here: see mangle POSTROUTING.
+            (accepted, *outward, *_police(TO_HOST, allow, marks, match=f"-m conntrack ! {_DNAT}")),
+        ),
         Chain(WORKLOAD_TO_HOST, tuple(to_host)),
+        *failsafe_chains("filter", family, config),
+    )
+
+
+def _police(dispatch: str, allow: str, marks: Marks, *, match: str = "") -> tuple[Rule, ...]:
+    """Policy of host endpoints, and what becomes of what it accepts."""
+    return (
+        Rule("", syntax.clear_mark(marks.all)),
+        Rule(match, syntax.jump(dispatch)),
+        Rule(syntax.mark_set(marks.accept), allow, (_POLICED,)),
     )
 
 
@@ -102,16 +125,31 @@ def _nat(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]
 
 
 def _mangle(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
-    del family
     allow = f"--jump {config.mangle_allow_action}"
+    accepted = syntax.mark_set(marks.accept)
     return (
-        Chain("cali-PREROUTING", (Rule(syntax.ESTABLISHED, allow), Rule(syntax.mark_set(marks.accept), allow))),
-        Chain("cali-POSTROUTING", (Rule(syntax.mark_set(marks.accept), syntax.RETURN),)),
+        Chain(
+            "cali-PREROUTING",
+            (
+                Rule(syntax.ESTABLISHED, allow),
+                Rule(accepted, allow),
+                Rule("", syntax.jump(FROM_HOST)),
+                Rule(accepted, allow, (_POLICED,)),
+            ),
+        ),
+        Chain(
+            "cali-POSTROUTING",
+            # Forwarded, says the mark; otherwise the node's own, and not policed yet if DNAT has redirected it.
+            (
+                Rule(accepted, syntax.RETURN),
+                *_police(TO_HOST, syntax.RETURN, marks, match=f"-m conntrack {_DNAT}"),
+            ),
+        ),
+        *failsafe_chains("mangle", family, config),
     )
 
 
 def _raw(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
-    del family
     from_workload = syntax.mark_set(marks.scratch0)
     accepted = Rule(syntax.mark_set(marks.accept), syntax.ACCEPT)
     return (
@@ -127,11 +165,13 @@ def _raw(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]
                 # Anti-spoofing: the answer to the source address must leave by the interface the packet came from.
                 # Always DROP: the raw table knows no REJECT.
                 Rule(syntax.joined(from_workload, syntax.RPF_FAILED), syntax.DROP),
+                Rule(syntax.mark_clear(marks.scratch0), syntax.jump(FROM_HOST)),
                 accepted,
             ),
         ),
-        Chain("cali-OUTPUT", (Rule("", syntax.clear_mark(marks.all)), accepted)),
+        Chain("cali-OUTPUT", (Rule("", syntax.clear_mark(marks.all)), Rule("", syntax.jump(TO_HOST)), accepted)),
         rpf_skip_chain(()),
+        *failsafe_chains("raw", family, config),
     )
 
 

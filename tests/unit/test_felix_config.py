@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from calipy.felix.config import FelixConfig
+from calipy.felix.config import FailsafePort, FelixConfig
 from calipy.felix.messages import PortRange
 
 
@@ -69,3 +69,46 @@ def test_periods_are_seconds_or_durations() -> None:
     assert (config.iptables_refresh, config.ipsets_refresh, config.route_refresh) == (90, 12.5, 0)
     assert config.lock_probe == 0.05
     assert [name for name, _, _ in config.problems] == ["InterfaceRefreshInterval"]
+
+
+def test_failsafe_ports_as_felix_spells_them() -> None:
+    """Protocol, optional network, port; a bare port is TCP; ``none`` closes them all, nonsense keeps the default."""
+    default = FelixConfig()
+    assert (
+        default.failsafe_inbound
+        == FelixConfig.from_parameters(
+            {"FailsafeInboundHostPorts": "tcp:22,udp:68,tcp:179,tcp:2379,tcp:2380,tcp:5473,tcp:6443,tcp:6666,tcp:6667"}
+        ).failsafe_inbound
+    )
+    config = FelixConfig.from_parameters(
+        {
+            "FailsafeInboundHostPorts": "22, UDP:10.1.2.3/8:53,tcp:[fd00::1/64]:179, tcp:192.0.2.1:80",
+            "FailsafeOutboundHostPorts": "none",
+        }
+    )
+    assert config.failsafe_inbound == (
+        FailsafePort("tcp", 22),
+        FailsafePort("udp", 53, "10.0.0.0/8"),
+        FailsafePort("tcp", 179, "fd00::/64"),
+        FailsafePort("tcp", 80, "192.0.2.1/32"),
+    )
+    assert config.failsafe_outbound == ()
+    for bad in ("tcp:", "icmp:8", "tcp:65536", "tcp:300.0.0.0/8:22", "tcp:22:10.0.0.0/8", "22;-j ACCEPT"):
+        config = FelixConfig.from_parameters({"FailsafeInboundHostPorts": bad})
+        assert config.failsafe_inbound == default.failsafe_inbound
+        assert [name for name, _, _ in config.problems] == ["FailsafeInboundHostPorts"]
+
+
+def test_excluded_interfaces_are_names_or_patterns() -> None:
+    """``kube-ipvs0`` by default; between slashes stands a regular expression."""
+    config = FelixConfig.from_parameters({"InterfaceExclude": "kube-ipvs0,/^veth/,/0$/"})
+
+    def excluded(name: str) -> bool:
+        return any(pattern.fullmatch(name) for pattern in config.interface_exclude)
+
+    assert excluded("kube-ipvs0")
+    assert excluded("veth12")
+    assert excluded("eth0")
+    assert not excluded("eth1")
+    assert not excluded("kube-ipvs1")
+    assert FelixConfig.from_parameters({"InterfaceExclude": "none"}).interface_exclude == ()

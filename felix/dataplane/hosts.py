@@ -1,0 +1,107 @@
+"""Host endpoints and the node's own interfaces: reads links and addresses, and says who governs what."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping
+
+from calipy.felix import hosts
+from calipy.felix.config import FelixConfig
+from calipy.felix.messages import HostEndpoint
+from calipy.felix.ownership import is_workload_interface
+from calipy.kernel.links import Link, LinkAddress, Links
+from calipy.kernel.monitor import AddressEvent, LinkEvent
+from calipy.kernel.netlink import NetlinkSocket
+
+
+class HostEndpoints:
+    """The host endpoints of this node, in the process's network namespace. Calls do not overlap.
+
+    Attributes:
+        interfaces: interface, or ``ANY_INTERFACE``, → the host endpoint that governs it, as of the last ``resolve``.
+    """
+
+    def __init__(self, config: FelixConfig) -> None:
+        """Open a netlink socket; nothing is read yet."""
+        self.interfaces: Mapping[str, HostEndpoint] = {}
+        self._config = config
+        self._socket = NetlinkSocket()
+        self._links = Links(self._socket)
+        self._endpoints: dict[str, HostEndpoint] = {}
+        self._addresses: dict[str, frozenset[str]] = {}
+        self._up: frozenset[str] = frozenset()
+        self._stale = True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+    def reconfigure(self, config: FelixConfig) -> None:
+        """Take over new parameters."""
+        self._config = config
+        self._stale = True
+
+    def update(self, changes: Mapping[str, HostEndpoint | None]) -> None:
+        """Take in what the graph says; effective with the next ``resolve``."""
+        for name, endpoint in changes.items():
+            if endpoint is None:
+                self._endpoints.pop(name, None)
+            else:
+                self._endpoints[name] = endpoint
+            self._stale = True
+
+    def on_event(self, event: LinkEvent | AddressEvent) -> bool:
+        """Note what happened to a link or address; True if it calls for ``resolve``."""
+        name = event.name if isinstance(event, LinkEvent) else event.address.interface
+        if not self._endpoints or is_workload_interface(name, self._config.interface_prefixes):
+            return False
+        self._stale = True
+        return True
+
+    def resync(self) -> None:
+        """Have the next ``resolve`` read links and addresses."""
+        self._stale = True
+
+    async def resolve(self) -> bool:
+        """Read what is needed and work out who governs what; True if ``interfaces`` is another one now.
+
+        Nothing is read without a host endpoint.
+
+        Raises:
+            KernelError: links or addresses cannot be read.
+        """
+        if not self._stale:
+            return False
+        self._stale = False
+        if self._endpoints:
+            try:
+                links, addresses = await asyncio.to_thread(self._read)
+            except BaseException:
+                self._stale = True
+                raise
+            self._up = frozenset(link.name for link in links if link.running)
+            self._addresses = self._by_interface(addresses)
+        old, self.interfaces = (
+            self.interfaces,
+            hosts.resolve(self._endpoints.values(), self._addresses, self._config.interface_prefixes),
+        )
+        return self.interfaces != old
+
+    def names(self) -> tuple[str, ...]:
+        """The host endpoints of this node."""
+        return tuple(self._endpoints)
+
+    def problem(self, name: str) -> str:
+        """Why a host endpoint is not in force; "" if it is."""
+        return hosts.problem(self._endpoints[name], self.interfaces, self._up, self._config.interface_prefixes)
+
+    def _read(self) -> tuple[list[Link], list[LinkAddress]]:
+        return self._links.list_links(), self._links.list_addresses()
+
+    def _by_interface(self, addresses: list[LinkAddress]) -> dict[str, frozenset[str]]:
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        for entry in addresses:
+            if not any(pattern.fullmatch(entry.interface) for pattern in self._config.interface_exclude):
+                found[entry.interface].add(str(entry.address.ip))
+        return {interface: frozenset(own) for interface, own in found.items()}
