@@ -1,4 +1,8 @@
-"""One watch stream over several prefixes: opening, silence, fragments, compaction, and an end that is always named."""
+"""One watch stream over several prefixes: opening, silence, fragments, compaction, and an end that is always named.
+
+Several prefixes are watched as one range that spans them, filtered here: within one range etcd promises order, between
+ranges it does not. A user who may not read all of the span gets a range per prefix, put in order by ``watch_order``.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ from calipy.datastore.etcd_transport import (
     refused,
     translate,
 )
-from calipy.datastore.etcd_wire import event, key_range
+from calipy.datastore.etcd_wire import event, key_range, raw
 from calipy.datastore.etcdpb import rpc_pb2
 from calipy.datastore.store import Event, WatchBatch
 from calipy.datastore.watch_order import SETTLED, WatchOrder
@@ -28,6 +32,9 @@ SILENCE = 5.0
 
 PROGRESS = rpc_pb2.WatchRequest(progress_request=rpc_pb2.WatchProgressRequest())
 
+NO_END = b"\0"
+"""As the end of a range: none, to the last key."""
+
 Range = tuple[bytes, bytes]
 
 
@@ -37,26 +44,31 @@ async def follow(
     """``Store.watch`` on one gRPC stream. Reads top to bottom as the life of that stream."""
     if not prefixes:
         raise InvalidInputError("a watch needs at least one prefix", field="prefixes", value=prefixes)
-    ranges = [key_range(prefix) for prefix in outermost(prefixes)]
-    stream = await _open(transport, ranges, start_revision, silence)
+    kept = outermost(prefixes)
+    wanted = tuple(raw(prefix) for prefix in kept)
+    ranges = [key_range(prefix) for prefix in kept]
+    stream = await _open(transport, ways(ranges), start_revision, silence)
     try:
         await _check_not_set_back(transport, ranges[0], stream.revision, start_revision)
         yield WatchBatch((), start_revision - 1)
-        order = WatchOrder(len(ranges), start_revision, settled=min(SETTLED, silence))
+        order = WatchOrder(len(stream.index), start_revision, settled=min(SETTLED, silence))
         fragments: list[Event] = []
         while True:
             response = await stream.read()
             stream.raise_if_cancelled(response)
             now = stream.time()
             if response.events:
-                fragments.extend(map(event, response.events))
+                fragments.extend(event(message) for message in response.events if message.kv.key.startswith(wanted))
                 if response.fragment:
                     continue
-                batch = order.events(stream.index[response.watch_id], fragments, now)
-                fragments = []
+                index = stream.index[response.watch_id]
+                if fragments:
+                    batch = order.events(index, fragments, now)
+                    fragments = []
+                else:
+                    batch = order.range_progress(index, response.events[-1].kv.mod_revision)
             elif response.watch_id in stream.index:
-                order.range_progress(stream.index[response.watch_id], response.header.revision)
-                continue
+                batch = order.range_progress(stream.index[response.watch_id], response.header.revision)
             else:
                 stream.asked = False
                 batch = order.progress(response.header.revision, now)
@@ -77,28 +89,40 @@ def outermost(prefixes: Sequence[str]) -> list[str]:
     return kept
 
 
-async def _open(transport: Transport, ranges: Sequence[Range], start_revision: int, silence: float) -> _Stream:
-    """A stream on which the server has taken on all ranges; asks for a new token once if the old one is refused.
+def ways(ranges: Sequence[Range]) -> list[list[Range]]:
+    """What to ask the server for, the best first: one range from the least key to the greatest end, or each range."""
+    if len(ranges) == 1:
+        return [list(ranges)]
+    ends = [end for _, end in ranges]
+    return [[(min(key for key, _ in ranges), NO_END if NO_END in ends else max(ends))], list(ranges)]
 
-    Older servers call a token that they have forgotten a lack of permission.
+
+async def _open(transport: Transport, offers: Sequence[list[Range]], start_revision: int, silence: float) -> _Stream:
+    """A stream on which the server has taken on all ranges of the first of the ``offers`` that it permits.
+
+    When it permits none, a new token is tried once: older servers call a token that they have forgotten a lack of
+    permission.
     """
     renewed = False
     while True:
-        endpoint, token, call = await transport.open_watch()
-        stream = _Stream(transport, endpoint, call, silence)
-        try:
-            await stream.create(ranges, start_revision)
-        except AccessDeniedError:
-            stream.close()
-            if renewed or not token:
+        token = ""
+        for ranges in offers:
+            endpoint, token, call = await transport.open_watch()
+            stream = _Stream(transport, endpoint, call, silence)
+            try:
+                await stream.create(ranges, start_revision)
+            except AccessDeniedError as error:
+                stream.close()
+                refusal = error
+            except BaseException:
+                stream.close()
                 raise
-            renewed = True
-            transport.forget(token)
-        except BaseException:
-            stream.close()
-            raise
-        else:
-            return stream
+            else:
+                return stream
+        if renewed or not token:
+            raise refusal
+        renewed = True
+        transport.forget(token)
 
 
 async def _check_not_set_back(transport: Transport, keys: Range, revision: int, start_revision: int) -> None:

@@ -75,9 +75,10 @@ class WatchOrder:
             return self._release(now, believed)
         return self._batch(()) if min(self._seen) > self._told else None
 
-    def range_progress(self, index: int, revision: int) -> None:
-        """The server told, in order with the events, how far one range has come."""
+    def range_progress(self, index: int, revision: int) -> WatchBatch | None:
+        """The server told, in order with the events, how far one range has come; the new place to resume from."""
         self._seen[index] = max(self._seen[index], revision)
+        return self._batch(()) if not self._pending and min(self._seen) > self._told else None
 
     def _release(self, now: float, answered: int = 0) -> WatchBatch | None:
         limit = max(answered, min(self._seen))

@@ -36,6 +36,7 @@ def silent_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+@pytest.mark.usefixtures("way")
 async def test_watch_ends_when_etcd_is_killed_and_resumes(own_etcd: EtcdServer, store: EtcdStore):
     """kill -9 ends a watch at once with an error; resumed after a restart, it has lost nothing."""
     revision = await store.put("/a", b"1")
@@ -72,6 +73,7 @@ async def test_calls_wait_for_a_quick_restart(own_etcd: EtcdServer, store: EtcdS
     assert kv.value == b"1"
 
 
+@pytest.mark.usefixtures("way")
 async def test_stopped_etcd_is_noticed(own_etcd: EtcdServer, store: EtcdStore):
     """An etcd that is stopped, its connections open, ends a watch after twice the time of silence; then all goes on."""
     revision = await store.put("/a", b"1")
@@ -93,6 +95,7 @@ async def test_stopped_etcd_is_noticed(own_etcd: EtcdServer, store: EtcdStore):
     await watch.aclose()
 
 
+@pytest.mark.usefixtures("way")
 async def test_silence_is_bounded_by_progress_requests(own_etcd: EtcdServer):
     """A stopped etcd ends a watch after twice the time of silence, long before the connection's own keepalive."""
     store = EtcdStore([own_etcd.url], silence=0.5)
@@ -125,6 +128,7 @@ async def test_slow_consumer_is_no_stall(own_etcd: EtcdServer):
     await store.close()
 
 
+@pytest.mark.usefixtures("way")
 async def test_quiet_watch_lives_on(own_etcd: EtcdServer):
     """A watch without events is kept by progress answers, which move the place to resume from."""
     store = EtcdStore([own_etcd.url], silence=0.2)
@@ -242,6 +246,7 @@ async def test_lost_data_is_noticed(own_etcd: EtcdServer, store: EtcdStore):
         await take_events(store.watch(["/"], start_revision=revision + 1), 1)
 
 
+@pytest.mark.usefixtures("way")
 async def test_huge_transactions_come_whole(own_etcd: EtcdServer, store: EtcdStore):
     """Events that etcd splits over several messages still come in one batch."""
     revision = await store.txn([], [Put(f"/f/{i:03}", b"x" * 12_000) for i in range(100)])
@@ -304,6 +309,7 @@ async def test_real_client_reads_what_we_write(own_etcd: EtcdServer, store: Etcd
     assert (await store.get("/calico/x")).value == b"theirs"
 
 
+@pytest.mark.usefixtures("way")
 async def test_syncer_through_crashes(own_etcd: EtcdServer):
     """A syncer whose etcd is killed four times, once with its history compacted, ends equal to etcd, with every key's
     updates in order.

@@ -14,6 +14,7 @@ import pytest
 from calipy.datastore.connect import EtcdConfig, connect
 from calipy.datastore.etcd import EtcdStore
 from calipy.datastore.etcd_transport import Tls
+from calipy.datastore.store import Put
 from calipy.errors import AccessDeniedError, UnavailableError
 from tests.support.etcd import EtcdServer, ServerTls, etcdctl
 from tests.support.watching import take_events
@@ -171,6 +172,34 @@ async def test_user_and_password(guarded: EtcdServer):
         assert "permission denied" in str(caught.value)
         assert "ETCD_USERNAME" in caught.value.remedy
         assert "hush" not in str(caught.value)
+    await store.close()
+
+
+async def test_user_of_some_prefixes_only(guarded: EtcdServer):
+    """Who may read the prefixes of a watch, but not what lies between, gets it all the same, in order and whole."""
+    root = "root:rootpw"
+    etcdctl(guarded, "role", "add", "narrow", user=root)
+    for prefix in ("/calico/a/", "/calico/c/"):
+        etcdctl(guarded, "role", "grant-permission", "narrow", "--prefix=true", "readwrite", prefix, user=root)
+    etcdctl(guarded, "user", "add", "narrow:hush", user=root)
+    etcdctl(guarded, "user", "grant-role", "narrow", "narrow", user=root)
+    store = EtcdStore([guarded.url], username="narrow", password="hush")
+    revision = await store.put("/calico/a/1", b"1")
+    for _ in range(2):
+        watch = store.watch(["/calico/a/", "/calico/c/"], start_revision=revision)
+        result = await store.txn([], [Put("/calico/c/1", b"2"), Put("/calico/a/2", b"2")])
+        while True:
+            batch = await asyncio.wait_for(anext(watch), 10)
+            if batch.events and batch.events[-1].revision == result.revision:
+                break
+        assert {e.key for e in batch.events if e.revision == result.revision} == {"/calico/a/2", "/calico/c/1"}
+        await watch.aclose()
+    with pytest.raises(AccessDeniedError):
+        await anext(store.watch(["/calico/a/", "/calico/b/"], start_revision=1))
+    guarded.kill()
+    guarded.start()
+    events = await take_events(store.watch(["/calico/a/", "/calico/c/"], start_revision=revision), 5)
+    assert len(events) == 5
     await store.close()
 
 

@@ -346,6 +346,7 @@ async def test_txn_limits(store: Store):
     assert await revision_of(store) == result.revision
 
 
+@pytest.mark.usefixtures("way")
 async def test_watch_starts_in_the_past(store: Store):
     """A watch gives first what happened since its start revision, inclusive, then what happens."""
     await store.put("/w/a", b"before")
@@ -378,6 +379,7 @@ async def test_watch_first_says_that_it_stands(store: Store):
     await watch.aclose()
 
 
+@pytest.mark.usefixtures("way")
 async def test_watch_sees_only_its_prefixes_in_order(store: Store):
     """Events of several prefixes, also overlapping ones, come once, merged by revision; others not at all."""
     start = await revision_of(store) + 1
@@ -393,6 +395,7 @@ async def test_watch_sees_only_its_prefixes_in_order(store: Store):
     await watch.aclose()
 
 
+@pytest.mark.usefixtures("way")
 async def test_events_of_one_transaction_come_in_one_batch(store: Store):
     """All events of one revision are in one batch, also when they lie under several prefixes."""
     start = await revision_of(store) + 1
@@ -412,6 +415,7 @@ async def test_events_of_one_transaction_come_in_one_batch(store: Store):
     await watch.aclose()
 
 
+@pytest.mark.usefixtures("way")
 async def test_watch_resumes_without_loss(store: Store):
     """Left at any batch and resumed behind its revision, a watch shows every change at least once, in order per key."""
     start = await revision_of(store) + 1

@@ -103,8 +103,12 @@ class EtcdServer:
         self._end(signal.SIGTERM)
 
     def pause(self) -> None:
-        """SIGSTOP: connections stay, answers do not come."""
+        """SIGSTOP, and wait until every thread stands: connections stay, answers do not come."""
         os.kill(self.pid, signal.SIGSTOP)
+        tasks = Path(f"/proc/{self.pid}/task")
+        deadline = time.monotonic() + 5
+        while any(_state(task) != "T" for task in tasks.iterdir()) and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     def resume(self) -> None:
         """SIGCONT."""
@@ -205,6 +209,11 @@ def etcdctl(server: EtcdServer, *arguments: str, user: str = "") -> str:
         argv, check=True, capture_output=True, text=True, timeout=30, env=environment | {"ETCDCTL_API": "3"}
     )
     return done.stdout
+
+
+def _state(task: Path) -> str:
+    """State of a thread, as ps shows it."""
+    return (task / "stat").read_text().rpartition(")")[2].split()[0]
 
 
 def _fast_directory() -> str:

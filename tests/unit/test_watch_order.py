@@ -116,3 +116,12 @@ def test_any_interleaving_loses_nothing():
         for index in range(ranges):
             own = [event.revision for event in given if event.key == str(index)]
             assert own == sorted(own)
+
+
+def test_one_range_moves_without_events():
+    """What is filtered out of a range still moves the place to resume from."""
+    order = WatchOrder(1, 5)
+    assert order.range_progress(0, 4) is None
+    batch = order.range_progress(0, 9)
+    assert (batch.events, batch.revision) == ((), 9)
+    assert order.range_progress(0, 9) is None
