@@ -22,11 +22,12 @@ PROBES = (
     "tcp/8080", "tcp/9090", "udp/5353", "udp/8080", "sctp/9899", "icmp/8", "icmp/13",
     "tcp6/8080", "udp6/5353", "icmp6/128", "tcp/8080+sport=30500",
 )  # fmt: skip
+PROFILES = ("open", "odd")
 TIERS = ("first", "second", "default")
 
 
 def make_case(seed: int, *, steps: int = 3) -> dict[str, Any]:
-    """A case of six pods on two nodes and two externals; the same for the same seed."""
+    """A case of six pods on two nodes, the nodes and two externals; the same for the same seed."""
     return _Maker(random.Random(seed)).case(f"random-{seed}", steps)
 
 
@@ -59,8 +60,10 @@ class _Maker:
                 self._tier("first", 1),
                 self._tier("second", 2),
                 *(self._network_set(number) for number in range(2)),
+                *(self._profile(name) for name in PROFILES),
                 *(self._policy(number) for number in range(self._random.randint(2, 5))),
             ],
+            "settings": {"endpointToHostAction": self._one(("Accept", "Drop"))},
             "probes": probes,
             "expect": {"endpoints": [], "tables": {}},
         }  # fmt: skip
@@ -92,6 +95,7 @@ class _Maker:
             "ip6": f"fd00:65:{node}::{10 + number}",
             "labels": self._labels(),
             **({"serviceAccount": "robot"} if name == "bot" else {}),
+            **({"profiles": self._random.sample(PROFILES, self._random.randint(0, 2))} if self._perhaps(0.15) else {}),
             "ports": [
                 {"name": "http", "port": self._one((8080, 9090)), "protocol": "TCP"},
                 {"name": "dns", "port": self._one((5353, 8080)), "protocol": "UDP"},
@@ -100,6 +104,11 @@ class _Maker:
 
     def _tier(self, name: str, order: int) -> dict[str, Any]:
         return _calico("Tier", name, {"order": order, "defaultAction": self._one(("Pass", "Pass", "Deny"))})
+
+    def _profile(self, name: str) -> dict[str, Any]:
+        rules = [self._rule() for _ in range(self._random.randint(1, 2))]
+        sides = {"ingress": rules, "egress": [{"action": "Allow"}]}
+        return _calico("Profile", name, {**sides, "labelsToApply": self._labels()})
 
     def _network_set(self, number: int) -> dict[str, Any]:
         nets = self._random.sample(NETS4 + NETS6, self._random.randint(1, 3))
@@ -231,7 +240,16 @@ class _Maker:
         return {**({side: peers} if peers else {}), **({"ports": chosen} if chosen else {})}
 
     def _actions(self) -> list[dict[str, Any]]:
+        if self._perhaps(0.2):
+            return self._replacement()
         return [self._action() for _ in range(self._random.randint(1, 2))]
+
+    def _replacement(self) -> list[dict[str, Any]]:
+        """A pod goes, and another one of the same name comes to its address, or to one of the other node."""
+        number = self._random.randrange(len(_PODS))
+        space, pod = _PODS[number]
+        moved = number + 31 if self._perhaps(0.5) else number
+        return [{"deletePod": f"{space}/{pod}"}, {"addPod": self._pod(space, pod, moved)}]
 
     def _action(self) -> dict[str, Any]:
         space, pod = self._one(_PODS)
@@ -240,6 +258,7 @@ class _Maker:
                 {"apply": self._policy(self._random.randrange(5))},
                 {"apply": self._policy(self._random.randrange(5, 8))},
                 {"apply": self._network_set(self._random.randrange(3))},
+                {"apply": self._profile("odd")},
                 {"apply": self._tier("first", self._one((1, 3)))},
                 {"setPodLabels": {"pod": f"{space}/{pod}", "labels": self._labels()}},
                 {"setNamespaceLabels": {"namespace": space, "labels": self._labels()}},
@@ -261,12 +280,12 @@ def _calico(
 
 def _expectation(cluster: Cluster, probes: Sequence[str]) -> dict[str, Any]:
     snapshot = snapshot_of(cluster)
-    endpoints = [*(f"{space}/{name}" for space, name in _PODS), "ext:alpha", "ext:bravo"]
+    endpoints = [*(f"{space}/{name}" for space, name in _PODS), "node:n1", "node:n2", "ext:alpha", "ext:bravo"]
 
     def cell(probe: str, source: str, destination: str) -> str:
         if source == destination:
             return "S"
-        if source.startswith("ext:") and destination.startswith("ext:"):
+        if source.startswith(("ext:", "node:")) and destination.startswith(("ext:", "node:")):
             return "-"
         return "A" if verdict_of(snapshot, cluster, probe, source, destination).allowed else "D"
 
