@@ -26,7 +26,7 @@ _PULL_POLICIES = ("ifnotpresent", "never", "always")
 _LINK_APPLY = ("live", "restart", "recreate")
 _WITHOUT_EFFECT = (
     *("startup-config", "license", "certificate", "extras", "components", "config", "runtime", "volumes"),
-    *("pid-mode", "cgroup-parent", "cgroupns-mode", "security-opts", "ports"),
+    *("pid-mode", "cgroup-parent", "cgroupns-mode", "security-opts", "ports", "memory", "cpu"),
 )
 GENERATED = ("ansible-inventory.yml", "nornir-simple-inventory.yml", "topology-data.json", ".tls/ca")
 """Files of the lab directory that may be bind sources before they exist."""
