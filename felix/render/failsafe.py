@@ -40,8 +40,8 @@ def _rules(ports: Iterable[FailsafePort], family: Family, net_side: str, port_si
         if net is None or net.version == family:
             match = syntax.joined(
                 f"-p {entry.protocol}",
-                f"--{net_side} {net}" if net else "",
                 f"-m multiport --{port_side}-ports {entry.port}",
+                f"--{net_side} {net}" if net else "",
             )
             yield Rule(match, syntax.ACCEPT)
 

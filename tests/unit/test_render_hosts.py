@@ -217,14 +217,14 @@ def test_failsafes_of_each_table_and_family() -> None:
     four, six = (made(endpoint, active("u", untracked=True), config=config, family=family) for family in (4, 6))
     assert rules(four, "filter", "cali-failsafe-in") == ["-p tcp -m multiport --destination-ports 22 --jump ACCEPT"]
     assert rules(four, "filter", "cali-failsafe-out") == [
-        "-p udp --destination 10.0.0.0/8 -m multiport --destination-ports 53 --jump ACCEPT"
+        "-p udp -m multiport --destination-ports 53 --destination 10.0.0.0/8 --jump ACCEPT"
     ]
     assert rules(four, "raw", "cali-failsafe-in") == [
         "-p tcp -m multiport --destination-ports 22 --jump ACCEPT",
-        "-p udp --source 10.0.0.0/8 -m multiport --source-ports 53 --jump ACCEPT",
+        "-p udp -m multiport --source-ports 53 --source 10.0.0.0/8 --jump ACCEPT",
     ]
     assert rules(four, "raw", "cali-failsafe-out") == [
-        "-p udp --destination 10.0.0.0/8 -m multiport --destination-ports 53 --jump ACCEPT",
+        "-p udp -m multiport --destination-ports 53 --destination 10.0.0.0/8 --jump ACCEPT",
         "-p tcp -m multiport --source-ports 22 --jump ACCEPT",
     ]
     inward = rules(six, "raw", "cali-failsafe-in") or []
@@ -232,7 +232,7 @@ def test_failsafes_of_each_table_and_family() -> None:
     assert [rule.split()[-3] for rule in discovery] == ["130", "131", "132", "133", "134", "135", "136", "143"]
     assert inward[len(discovery) :] == [
         "-p tcp -m multiport --destination-ports 22 --jump ACCEPT",
-        "-p udp --source fd00::/8 -m multiport --destination-ports 68 --jump ACCEPT",
+        "-p udp -m multiport --destination-ports 68 --source fd00::/8 --jump ACCEPT",
     ]
 
 
