@@ -101,6 +101,7 @@ class Dataplane:
         self._profiles: dict[str, ActiveProfile] = {}
         self._endpoints: dict[EndpointID, WorkloadEndpoint] = {}
         self._pools: dict[str, Pool] = {}
+        self._services: tuple[str, ...] = ()
         self._claims: dict[str, set[EndpointID]] = {}
         self._unusable: dict[EndpointID, str] = {}
         self._unapplied: set[EndpointID] = set()
@@ -290,6 +291,7 @@ class Dataplane:
         _merge(self._policies, changes.policies)
         _merge(self._profiles, changes.profiles)
         _merge(self._pools, changes.pools)
+        self._services = changes.services if changes.services is not None else self._services
         for renderer in self._renderers.values():
             renderer.update(changes)
         self._set_table.update(changes)
@@ -354,6 +356,7 @@ class Dataplane:
             profiles=dict(self._profiles),
             endpoints=dict(self._endpoints),
             pools=dict(self._pools),
+            services=self._services,
         )
         for renderer in self._renderers.values():
             renderer.update(known)

@@ -67,6 +67,7 @@ class FelixConfig:
     remove_external_routes: bool = True
     ipv4_route_priority: int = 1024
     ipv6_route_priority: int = 1024
+    service_loop_action: Literal["DROP", "REJECT", ""] = "DROP"
     route_sync_disabled: bool = False
     block_routes: bool = False
     forwarding: bool = True
@@ -233,6 +234,12 @@ def _plain(text: str) -> str:
     return text
 
 
+def _loop_action(text: str) -> str:
+    """Target of the rules against service loops; "" for none."""
+    choice = _choice("Drop", "Reject", "Disabled")(text or "Disabled")
+    return "" if choice == "Disabled" else choice.upper()
+
+
 def _programs_plain_pools(text: str) -> bool:
     """Whether routes of pools without encapsulation are the agent's; by default they are BGP's, as in Calico."""
     choice = _choice("Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly")(text or "Disabled")
@@ -255,6 +262,7 @@ _PARAMETERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "IptablesFilterAllowAction": ("filter_allow_action", _choice("ACCEPT", "RETURN")),
     "IptablesMangleAllowAction": ("mangle_allow_action", _choice("ACCEPT", "RETURN")),
     "IptablesFilterDenyAction": ("filter_deny_action", _choice("DROP", "REJECT")),
+    "ServiceLoopPrevention": ("service_loop_action", _loop_action),
     "IptablesBackend": ("iptables_backend", _choice("auto", "nft", "legacy")),
     "IptablesMarkMask": ("mark_mask", _mask),
     "IptablesRefreshInterval": ("iptables_refresh", _seconds),

@@ -219,6 +219,8 @@ class Changes:
     Attributes:
         host_endpoints: those of this node, by name.
         blocks: CIDR text of blocks affine to this node (for blackhole routes) -> True, or None when gone.
+        services: ranges of services that the cluster announces by BGP (BGPConfiguration ``default``), canonical CIDR
+            texts in order, when they changed, else None.
         config: the effective Felix parameters (``InterfacePrefix`` -> ``cali``) when they changed, else None.
         in_sync: the first complete snapshot of the datastore is contained in what was flushed so far.
     """
@@ -231,6 +233,7 @@ class Changes:
     pools: dict[str, Pool | None] = field(default_factory=dict)
     hosts: dict[str, Host | None] = field(default_factory=dict)
     blocks: dict[str, bool | None] = field(default_factory=dict)
+    services: tuple[str, ...] | None = None
     config: dict[str, str] | None = None
     in_sync: bool = False
 
@@ -244,5 +247,6 @@ class Changes:
             or self.pools
             or self.hosts
             or self.blocks
+            or self.services is not None
             or self.config is not None
         )

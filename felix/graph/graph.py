@@ -67,6 +67,7 @@ class Graph:
             "Tier": lambda key, value: self._active.set_tier(key.name, value),
             "IPPool": self._on_pool,
             "Node": self._on_node,
+            "BGPConfiguration": self._on_bgp_configuration,
             "FelixConfiguration": lambda key, value: self._config.set_object(key.name, value),
             "ClusterInformation": self._on_cluster,
         } | dict.fromkeys(POLICY_KINDS, self._active.set_policy)
@@ -197,6 +198,14 @@ class Graph:
         self._nodes.set_node(key.name, value)
         if key.name == self._hostname:
             self._config.set_node(value)
+
+    def _on_bgp_configuration(self, key: ResourceKey, value: Any) -> None:
+        if key.name == "default":
+            try:
+                self._nodes.set_services(value)
+                self._report(key, "")
+            except InvalidInputError as error:
+                self._report(key, str(error))
 
     def _on_cluster(self, _key: ResourceKey, value: Any) -> None:
         self.datastore_ready = None if value is None else value.spec.datastore_ready

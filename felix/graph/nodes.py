@@ -1,4 +1,4 @@
-"""IP pools, nodes and local blocks: what NAT, the host set and blackhole routes are made of.
+"""IP pools, nodes, local blocks, service ranges: what NAT, the host set, blackhole routes, loop prevention are made of.
 
 Decisions are made at ``flush``; several objects can stand for one output (two pools with one CIDR), then the lowest
 name wins, as in Calico.
@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from calipy.datastore.ipam import Block
 from calipy.datastore.keys import BlockKey
-from calipy.datastore.resources import IPPoolSpec, NodeSpec, Resource
+from calipy.datastore.resources import BGPConfigurationSpec, IPPoolSpec, NodeSpec, Resource
 from calipy.errors import InvalidInputError
 from calipy.felix.messages import Changes, Host, Pool
 
@@ -54,20 +54,39 @@ def host(name: str, resource: Resource[NodeSpec, Any]) -> Host:
     return Host(name, found[4], found[6])
 
 
+def services(resource: Resource[BGPConfigurationSpec, Any]) -> tuple[str, ...]:
+    """Ranges of services that are announced, canonical, sorted as Felix sorts them (as texts).
+
+    Raises:
+        InvalidInputError: one of them is no CIDR.
+    """
+    spec = resource.spec
+    ranges = (*spec.service_cluster_ips, *spec.service_external_ips, *spec.service_load_balancer_ips)
+    found = set()
+    for text in (one.cidr for one in ranges if one.cidr):
+        try:
+            found.add(str(ipaddress.ip_network(text, strict=False)))
+        except ValueError:
+            raise InvalidInputError("not a CIDR", field="spec.service…IPs", value=text, remedy="mend it") from None
+    return tuple(sorted(found))
+
+
 class Nodes:
-    """Pools by CIDR, hosts by name, blocks affine to this node."""
+    """Pools by CIDR, hosts by name, blocks affine to this node, ranges of services."""
 
     def __init__(self, hostname: str) -> None:
         self._hostname = hostname
         self._pools: dict[str, Pool] = {}  # by resource name
         self._hosts: dict[str, Host] = {}
         self._blocks: dict[str, bool] = {}
+        self._services: tuple[str, ...] = ()
         self._dirty_pools: set[str] = set()  # CIDRs
         self._dirty_hosts: set[str] = set()
         self._dirty_blocks: set[str] = set()
         self._sent_pools: dict[str, Pool] = {}
         self._sent_hosts: dict[str, Host] = {}
         self._sent_blocks: dict[str, bool] = {}
+        self._sent_services: tuple[str, ...] = ()
 
     def set_pool(self, name: str, resource: Resource[IPPoolSpec, Any] | None) -> None:
         """Add, replace or (None) remove a pool.
@@ -98,6 +117,14 @@ class Nodes:
             return
         self._dirty_blocks.add(key.cidr)
 
+    def set_services(self, resource: Resource[BGPConfigurationSpec, Any] | None) -> None:
+        """Replace or (None) remove the cluster's BGP configuration.
+
+        Raises:
+            InvalidInputError: it is not valid; what was known stays, as without it packets could go in circles.
+        """
+        self._services = services(resource) if resource is not None else ()
+
     def flush(self, changes: Changes) -> None:
         """Say what changed since the last flush. O(changed), and O(pools) if a pool changed."""
         if self._dirty_pools:
@@ -107,6 +134,8 @@ class Nodes:
             _send(self._dirty_pools, by_cidr, self._sent_pools, changes.pools)
         _send(self._dirty_hosts, self._hosts, self._sent_hosts, changes.hosts)
         _send(self._dirty_blocks, self._blocks, self._sent_blocks, changes.blocks)
+        if self._services != self._sent_services:
+            changes.services = self._sent_services = self._services
 
 
 _Value = TypeVar("_Value")

@@ -124,6 +124,8 @@ class Renderer:
         if not self._host_policies.isdisjoint(reshaped):
             self._render_hosts()
         self._update_pools(changes)
+        if changes.services is not None:
+            self._filter.put(static.cidr_block_chain(self._context.family, self._context.config, changes.services))
 
     def set_hosts(self, interfaces: Mapping[str, HostEndpoint]) -> None:
         """Where host endpoints are now: interface, or ``names.ANY_INTERFACE``, → which. O(their policies)."""

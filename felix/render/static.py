@@ -16,11 +16,12 @@ from calipy.felix.render.host import FROM_HOST, FROM_HOST_FORWARD, TO_HOST, TO_H
 from calipy.felix.render.marks import Marks
 from calipy.felix.render.nat import nat_outgoing_chain
 from calipy.felix.render.rule import Chain, Hook, Rule
-from calipy.net import Family
+from calipy.net import Family, family_of
 
 FROM_WORKLOAD_DISPATCH: Final = "cali-from-wl-dispatch"
 TO_WORKLOAD_DISPATCH: Final = "cali-to-wl-dispatch"
 WORKLOAD_TO_HOST: Final = "cali-wl-to-host"
+CIDR_BLOCK: Final = "cali-cidr-block"
 RPF_SKIP: Final = "cali-rpf-skip"
 
 TableName = Literal["filter", "nat", "mangle", "raw"]
@@ -79,8 +80,9 @@ def _filter(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, .
         forward.append(Rule(syntax.from_interface(workload), syntax.jump(FROM_WORKLOAD_DISPATCH)))
         forward.append(Rule(syntax.to_interface(workload), syntax.jump(TO_WORKLOAD_DISPATCH)))
     forward.append(Rule("", syntax.jump(TO_HOST_FORWARD)))
+    forward.append(Rule("", syntax.jump(CIDR_BLOCK)))
     to_host = [
-        *(Rule(f"-p icmpv6 -m icmp6 --icmpv6-type {kind}", allow) for kind in (_ICMP6_ALWAYS if family == 6 else ())),
+        *(Rule(f"-p 58 -m icmp6 --icmpv6-type {kind}", allow) for kind in (_ICMP6_ALWAYS if family == 6 else ())),
         Rule("", syntax.jump(FROM_WORKLOAD_DISPATCH)),
         Rule("", f"--jump {config.endpoint_to_host_action}", ("Configured DefaultEndpointToHostAction",)),
     ]
@@ -96,8 +98,19 @@ def _filter(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, .
             (accepted, *outward, *_police(TO_HOST, allow, marks, match=f"-m conntrack ! {_DNAT}")),
         ),
         Chain(WORKLOAD_TO_HOST, tuple(to_host)),
+        cidr_block_chain(family, config, ()),
         *failsafe_chains("filter", family, config),
     )
+
+
+def cidr_block_chain(family: Family, config: FelixConfig, ranges: Iterable[str]) -> Chain:
+    """Against loops: what is forwarded to an announced service that no node answers for must not go back to the router.
+
+    That would return it: the ranges lead to the nodes there (ServiceLoopPrevention; felix/rules/nat.go).
+    """
+    action = config.service_loop_action
+    blocked = [one for one in ranges if action and family_of(one) == family]
+    return Chain(CIDR_BLOCK, tuple(Rule(f"--destination {one}", f"--jump {action}") for one in blocked))
 
 
 def _police(dispatch: str, allow: str, marks: Marks, *, match: str = "") -> tuple[Rule, ...]:

@@ -361,3 +361,18 @@ def test_the_key_counts_not_the_metadata() -> None:
     state = enforce([DB, elsewhere, (key, stray)])
     assert list(state.policies) == [PolicyID("NetworkPolicy", "shop", "default.p")]
     assert [e.id.workload for e in state.endpoints.values() if e.tiers] == ["shop/db"]
+
+
+def test_ranges_of_announced_services() -> None:
+    """Those of BGPConfiguration default, sorted; a bad one is reported and changes nothing; gone with the object."""
+    ranges = {"serviceClusterIPs": [{"cidr": "10.96.0.0/12"}], "serviceExternalIPs": [{"cidr": "fd00:1::1/64"}, {}]}
+    graph = _running()
+    assert _step(graph, make("BGPConfiguration", "node.n1", ranges)).services is None
+    found = _step(graph, make("BGPConfiguration", "default", ranges))
+    assert found.services == ("10.96.0.0/12", "fd00:1::/64")
+    assert not _step(graph, make("BGPConfiguration", "default", {**ranges, "asNumber": 64513}))
+    bad = make("BGPConfiguration", "default", {"serviceLoadBalancerIPs": [{"cidr": "nonsense"}]})
+    assert not _step(graph, bad)
+    assert "nonsense" in graph.problems[bad[0]]
+    assert _step(graph, gone(bad)).services == ()
+    assert not graph.problems

@@ -316,11 +316,37 @@ def test_static_chains_of_each_table() -> None:
         "--in-interface cali+ --jump cali-from-wl-dispatch",
         "--out-interface cali+ --jump cali-to-wl-dispatch",
         "--jump cali-to-hep-forward",
+        "--jump cali-cidr-block",
     ]
     assert rendered(four, "cali-wl-to-host")[-1].endswith("--jump DROP")
     assert len(rendered(six, "cali-wl-to-host")) == len(rendered(four, "cali-wl-to-host")) + 6
     assert any("rpfilter --invert --validmark --jump DROP" in rule for rule in rendered(four, "cali-PREROUTING", "raw"))
     assert rendered(four, "cali-nat-outgoing", "nat") == []
+
+
+def test_chain_to_the_host_has_felixs_hashes() -> None:
+    """As recorded from the real Felix for IPv6, with its DefaultEndpointToHostAction at Return."""
+    chain = Renderer(6, FelixConfig(endpoint_to_host_action="RETURN")).tables["filter"].content("cali-wl-to-host")
+    assert chain is not None
+    assert (chain.hashes[0], chain.hashes[-1]) == ("TYeA_BqDrPHaAt6E", "7DMVn1YB8NMntes1")
+
+
+def test_services_that_nobody_answers_for_do_not_loop() -> None:
+    """Announced ranges are dropped when forwarded, per family, as configured; the hash is the real Felix's."""
+    ranges = Changes(services=("203.0.113.0/24", "fd00:96::/112"))
+    renderer = Renderer(4, CONFIG)
+    assert rendered(renderer, "cali-cidr-block") == []
+    renderer.update(ranges)
+    chain = renderer.tables["filter"].content("cali-cidr-block")
+    assert chain is not None
+    assert [rule.body for rule in chain.rules] == ["--destination 203.0.113.0/24 --jump DROP"]
+    assert chain.hashes == ("xAQVk372-inrq4TP",)
+    renderer.update(Changes(services=()))
+    assert rendered(renderer, "cali-cidr-block") == []
+    for setting, expected in (("Reject", ["--destination fd00:96::/112 --jump REJECT"]), ("Disabled", [])):
+        renderer = Renderer(6, FelixConfig.from_parameters({"ServiceLoopPrevention": setting}))
+        renderer.update(ranges)
+        assert rendered(renderer, "cali-cidr-block") == expected
 
 
 def test_spoofing_is_excepted_only_where_the_node_allows_it() -> None:
