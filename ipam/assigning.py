@@ -11,7 +11,7 @@ Source: libcalico-go/lib/ipam/ipam.go (autoAssign, AssignIP).
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -130,7 +130,7 @@ async def _give_up_unselected(session: Session, family: Family, chosen: Sequence
         return
     for cidr in view.affinities(family):
         network = network_of(cidr)
-        if poolmath.enclosing(chosen, network) is not None:
+        if view.is_full(cidr) or poolmath.enclosing(chosen, network) is not None:
             continue
         pool = poolmath.enclosing(view.pools, network)
         if pool is None or pool.selects_node(labels):
@@ -149,16 +149,17 @@ async def next_step(
     session: Session, request: Request, family: Family, chosen: Sequence[Pool], useless: set[str]
 ) -> Step | None:
     """The block to turn to next, or None when there is none left."""
-    owned = list(_owned(session, family, chosen))
-    for cidr, pool in owned:
+    for cidr in session.view.affinities(family):
         if cidr in useless or _known_to_be_full(session, cidr):
             continue
-        if not session.view.reservations.cover(network_of(cidr)):
+        pool = poolmath.enclosing(chosen, network_of(cidr))
+        if pool is not None and not session.view.reservations.cover(network_of(cidr)):
             return Own(cidr, pool)
     names = [str(pool) for pool in chosen]
     limit = block_limit(session.config.max_blocks_per_host, request.max_blocks)
-    if len(owned) >= limit:
-        raise BlockLimitError(session.environment.owner, family, limit, len(owned), names)
+    owned = sum(1 for cidr in session.view.affinities(family) if poolmath.enclosing(chosen, network_of(cidr)))
+    if owned >= limit:
+        raise BlockLimitError(session.environment.owner, family, limit, owned, names)
     if not session.config.auto_allocate_blocks:
         raise NoBlockError(session.environment.owner, family, names)
     await session.need_blocks(family)
@@ -200,13 +201,6 @@ def block_limit(configured: int, requested: int) -> int:
     """The smaller of the two caps, where 0 (or less) means unset; 20 if both are."""
     caps = [cap for cap in (configured, requested) if cap > 0]
     return min(caps) if caps else BUILT_IN_BLOCK_LIMIT
-
-
-def _owned(session: Session, family: Family, chosen: Sequence[Pool]) -> Iterator[tuple[str, Pool]]:
-    for cidr in session.view.affinities(family):
-        pool = poolmath.enclosing(chosen, network_of(cidr))
-        if pool is not None:
-            yield cidr, pool
 
 
 def _unclaimed(session: Session, pool: Pool, start: int, useless: set[str]) -> str | None:

@@ -6,6 +6,7 @@ Source: libcalico-go/lib/ipam/{ipam,pools,reserved,ipam_block_reader_writer}.go.
 from __future__ import annotations
 
 import ipaddress
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -257,12 +258,12 @@ def start_index(owner: str, count: int, *, single_addresses: bool, nanoseconds: 
     """Where an owner begins its search for a free block among ``count``.
 
     The same owner always begins at the same place, so that its concurrent requests settle on one block, and different
-    owners are spread out. Blocks of one address would collide all the time between many requests, so there the clock
-    decides. Calico feeds the same hash into Go's generator; which block a host takes is no part of the format.
+    owners are spread out: the hash alone would put ``node-1`` and ``node-2`` side by side, so it seeds a generator, as
+    in Calico. (Go's is another one; which block a host takes is no part of the format.) Blocks of one address would
+    collide all the time between many requests, so there the clock is the seed.
     """
-    if single_addresses:
-        return fnv1(nanoseconds.to_bytes(8, "little")) % count
-    return fnv1(owner.encode()) % count
+    seed = nanoseconds if single_addresses else fnv1(owner.encode())
+    return random.Random(seed).randrange(count)  # noqa: S311 - spreads, hides nothing
 
 
 def fnv1(data: bytes) -> int:

@@ -7,6 +7,7 @@ and ``/``.
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
@@ -151,6 +152,7 @@ Key: TypeAlias = (
 )
 
 
+@functools.lru_cache(maxsize=65536)
 def canonical_cidr(text: str) -> str:
     """Host bits cleared, printed as Calico does: ``FD00::1/64`` → ``fd00::/64``; a bare address gets its full length.
 

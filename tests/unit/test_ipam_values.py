@@ -55,6 +55,36 @@ def test_null_and_empty_are_kept_apart(name: str) -> None:
         assert json.loads(ipam.encode_block(block)) == document
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"affinity": None},
+        {"hostAffinity": "alpha", "affinity": None},
+        {"attributes": [{"handle_id": None, "secondary": None, "alternateOwnerAttrs": {"x": "y"}}, {"secondary": {}}]},
+        {"sequenceNumberForAllocation": {}},
+        {"unallocated": None},
+        {"attributes": None},
+        {"newer": 1},
+        {"extra": {"cidr": "10.0.0.0/30"}},
+        {"nulls": ["attributes"]},
+        {"deleted": None},
+        {"sequenceNumber": -1},
+        {"allocations": [None, 0.0, None, 1]},
+    ],
+)
+def test_quick_decoder_decides_like_the_thorough_one(change: dict[str, Any]) -> None:
+    """What the quick decoder takes the thorough one reads alike, and what is refused is refused by both."""
+    value = text({**BLOCK, **change})
+    quick = ipam._ordinary_block(value)
+    try:
+        thorough = ipam._any_block(value, "")
+    except UndecodableError:
+        assert quick is None
+    else:
+        assert quick is None or quick == thorough
+
+
 def test_ownerless_block_has_a_null_affinity() -> None:
     """The key is there, without a claim time."""
     block = replace(ipam.decode_block(text(BLOCK)), affinity=None, affinity_claim_time=None)
