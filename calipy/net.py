@@ -18,7 +18,7 @@ RouteKind: TypeAlias = Literal["unicast", "blackhole", "unreachable", "prohibit"
 PROTO_WORKLOAD = 3
 """``boot``: routes to local pods (Felix's DeviceRouteProtocol)."""
 PROTO_FELIX = 80
-"""Felix's own number: blackholes of local blocks, and cluster routes that the agent programs."""
+"""Felix's own number: cluster routes that the agent programs, and then blackholes of local blocks."""
 PROTO_BGP = 82
 """Ours: routes learned by BGP. Not 11, 12 or 186, whose daemons clean up what carries their number."""
 
