@@ -4,11 +4,11 @@ One host alone, then 8 and 50 that race for one pool. Hosts are spread over as m
 hosts of a process share one watch, as every node has one. Each host assigns from watched state, its own blocks first,
 claiming new ones as it goes; then everything is released again. The baseline writes one key per writer, each write
 guarded with the revision of the one before and as large as a block that is half in use: the least that any assignment
-costs.
+costs. All six measurements take turns, several rounds of them: a machine that is busy for a while slows each of them.
 
 Bars: alone at least half of plain compare-and-swap; with 50 hosts not less in total than with 8.
 
-    ./run bench ipam [--seconds 3]
+    ./run bench ipam [--seconds 2] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import os
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import aclosing
@@ -148,21 +149,26 @@ def in_process(what: str, url: str, numbers: list[int], seconds: float, start: f
     return asyncio.run((raw if what == "raw" else assign)(url, numbers, seconds, start))
 
 
-def measure(what: str, url: str, count: int, seconds: float, processes: int) -> dict[str, Any]:
-    """Run a number of writers or hosts at once."""
+def measure(what: str, url: str, count: int, seconds: float, processes: int) -> list[Measured]:
+    """Run a number of writers or hosts at once; what each process measured."""
     shares = [list(range(count))[first::processes] for first in range(min(processes, count))]
     start = time.time() + 1.5
     with ProcessPoolExecutor(len(shares), mp_context=multiprocessing.get_context("spawn")) as pool:
-        results = [
+        return [
             future.result()
             for future in [pool.submit(in_process, what, url, share, seconds, start) for share in shares]
         ]
-    latencies = sorted(latency for result in results for latency in result.latencies)
+
+
+def row(what: str, count: int, rounds: list[list[Measured]]) -> dict[str, Any]:
+    """One line of the table: the mean rate over all rounds, and the latencies of all calls."""
+    latencies = sorted(latency for results in rounds for result in results for latency in result.latencies)
+    rate = statistics.mean(sum(len(result.latencies) / result.elapsed for result in results) for results in rounds)
     return {
         "what": what,
         "writers": count,
         "calls": len(latencies),
-        "per_second": round(sum(len(result.latencies) / result.elapsed for result in results), 1),
+        "per_second": round(rate, 1),
         "p50_ms": round(1000 * statistics.median(latencies), 2),
         "p99_ms": round(1000 * latencies[int(0.99 * (len(latencies) - 1))], 2),
     }
@@ -192,18 +198,21 @@ async def verify(url: str) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0, help="how long each measurement takes")
+    parser.add_argument("--seconds", type=float, default=2.0, help="how long each measurement of a round takes")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
+    measured: dict[tuple[str, int], list[list[Measured]]] = defaultdict(list)
     wrong: list[str] = []
     with running() as url:
         asyncio.run(prepare(url, 50))
-        for count in (1, 8, 50):
-            rows += [measure(what, url, count, options.seconds, options.processes) for what in ("raw", "assign")]
+        for count in (1, 8, 50) * options.rounds:
+            for what in ("raw", "assign"):
+                measured[what, count].append(measure(what, url, count, options.seconds, options.processes))
             wrong += asyncio.run(verify(url))
-    by = {(row["what"], row["writers"]): row["per_second"] for row in rows}
+    rows = [row(what, count, rounds) for (what, count), rounds in measured.items()]
+    by = {(line["what"], line["writers"]): line["per_second"] for line in rows}
     bars = {
         "alone, share of plain compare-and-swap": (by["assign", 1] / by["raw", 1], 0.5),
         "50 hosts, share of 8 hosts": (by["assign", 50] / by["assign", 8], 1.0),
@@ -212,7 +221,7 @@ def main() -> None:
         print(json.dumps({"rows": rows, "bars": {name: value for name, (value, _) in bars.items()}, "wrong": wrong}))
     else:
         heads = ("what", "writers", "calls", "per_second", "p50_ms", "p99_ms")
-        print(table(heads, [[str(row[head]) for head in heads] for row in rows]))
+        print(table(heads, [[str(line[head]) for head in heads] for line in rows]))
         for name, (value, bar) in bars.items():
             print(f"{name}: {value:.2f} (bar {bar})")
         print("audit: " + ("; ".join(wrong) or "nothing wrong"))
