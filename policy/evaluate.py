@@ -1,6 +1,7 @@
 """The way of a flow through the cluster: which endpoints' policies its packets meet, on which nodes, there and back.
 
-Packets of a pod meet its egress policy, those to a pod its ingress policy; a node's host endpoint guards its uplink.
+Packets of a pod meet its egress policy, those to a pod its ingress policy; a node's host endpoint guards its uplink,
+one for all interfaces also those of pods.
 What a node does with a packet follows Felix's iptables chains table by table (raw, mangle, filter), without being made
 of them: conntrack lets answers pass everything but untracked policy.
 """
@@ -28,6 +29,8 @@ FAILSAFE_OUTBOUND: Final = (
 )
 NEIGHBOUR_DISCOVERY: Final = frozenset({130, 131, 132, 133, 135, 136})
 """ICMPv6 types that a pod may always send to its node."""
+HOST_DISCOVERY: Final = NEIGHBOUR_DISCOVERY | {134, 143}
+"""ICMPv6 types that no policy on a host stops: router advertisements and version 2 of listener discovery, too."""
 VXLAN_PORT: Final = 4789
 IPIP: Final = 4
 """Protocol number. Pods may not send tunnel packets (Felix's defaults), whatever policy says."""
@@ -148,39 +151,47 @@ class _Walk:
 
     def _pass(self, node: str, packet: Packet, origin: Place | None, target: Place | None, *, answer: bool) -> bool:
         """One node. ``origin`` and ``target`` are places on it; None means that the packet uses the uplink there."""
-        host = self._snapshot.host_endpoint(node)
         from_pod = origin.workload if origin is not None else None
         to_pod = target.workload if target is not None else None
         locally_made = origin is not None and from_pod is None
-        if locally_made and target is not None:  # the node talks to itself or to its own pods: never policed
+        if locally_made and to_pod is not None:  # the node talks to its own pods: never policed
             self._tracked.add(node)
             return True
+        # A host endpoint for all interfaces is also on those of pods and on the one by which the node talks to itself.
+        uplink, elsewhere = self._snapshot.host_endpoint(node), self._snapshot.host_endpoint_elsewhere(node)
+        inward, outward = uplink if origin is None else elsewhere, uplink if target is None else elsewhere
 
         accepted = False  # the Accept mark: later policy of the host endpoint is skipped
-        if host is not None and (origin is None or locally_made):  # raw
-            outcome = self._judge(host, "untracked", "ingress" if origin is None else "egress", packet, "untracked")
+        if uplink is not None and uplink != elsewhere and (origin is None or (locally_made and target is None)):  # raw
+            outcome = self._judge(uplink, "untracked", "ingress" if origin is None else "egress", packet, "untracked")
             if outcome == "deny":
                 return False
             accepted = outcome == "allow"
         state = self._state(node, packet, answer=answer, untracked=accepted)
-        if host is not None and origin is None and not accepted:  # mangle PREROUTING
-            outcome = self._judge(host, "pre-DNAT", "ingress", packet, state)
+
+        if locally_made:  # filter OUTPUT
+            if outward is not None and not accepted:
+                accepted = self._judge(outward, "normal", "egress", packet, state) == "allow"
+                if not accepted:
+                    return False
+            if target is None:
+                return True
+            accepted = False  # the node talks to itself: what it sent comes in
+        if inward is not None and not accepted:  # mangle PREROUTING
+            outcome = self._judge(inward, "pre-DNAT", "ingress", packet, state)
             if outcome == "deny":
                 return False
             accepted = outcome == "allow" and state != "established"
-
-        layers: list[tuple[Endpoint | None, Layer, Direction]] = []  # filter
-        if target is not None and to_pod is None:  # INPUT
+        layers: list[tuple[Endpoint | None, Layer, Direction]] = []
+        if target is not None and to_pod is None:  # filter INPUT
             if from_pod is not None:
                 return self._pod_to_host(from_pod, packet, state)
-            layers.append((None if accepted else host, "normal", "ingress"))
-        elif locally_made:  # OUTPUT
-            layers.append((None if accepted else host, "normal", "egress"))
-        else:  # FORWARD
-            layers.append((host if origin is None and not accepted else None, "forward", "ingress"))
+            layers.append((None if accepted else inward, "normal", "ingress"))
+        else:  # filter FORWARD
+            layers.append((None if accepted else inward, "forward", "ingress"))
             layers.append((from_pod, "normal", "egress"))
             layers.append((to_pod, "normal", "ingress"))
-            layers.append((host if target is None else None, "forward", "egress"))
+            layers.append((outward, "forward", "egress"))
         return all(
             endpoint is None or self._judge(endpoint, layer, direction, packet, state) != "deny"
             for endpoint, layer, direction in layers
@@ -232,7 +243,12 @@ def _is_tunnelled(packet: Packet) -> bool:
 
 
 def _is_failsafe(packet: Packet, direction: Direction, *, raw: bool) -> bool:
-    """Failsafe ports by destination, and in the raw table the other direction's by source: answers to them."""
+    """Failsafe ports by destination, and in the raw table the other direction's by source: answers to them.
+
+    What IPv6 cannot do without counts as well.
+    """
+    if packet.protocol == "icmpv6" and packet.icmp is not None and packet.icmp.type in HOST_DISCOVERY:
+        return True
     one, other = FAILSAFE_INBOUND, FAILSAFE_OUTBOUND
     if direction == "egress":
         one, other = other, one

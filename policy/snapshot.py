@@ -127,6 +127,11 @@ class Snapshot:
         found = [e for e in self.endpoints if e.is_host and e.node == node and self._is_on_uplink(e)]
         return min(found, key=lambda e: (e.interface == ANY_INTERFACE, e.name), default=None)
 
+    def host_endpoint_elsewhere(self, node: str) -> Endpoint | None:
+        """The host endpoint for all interfaces, which governs those of a node that no other one does."""
+        found = [e for e in self.endpoints if e.is_host and e.node == node and e.interface == ANY_INTERFACE]
+        return min(found, key=lambda e: e.name, default=None)
+
     def _is_on_uplink(self, endpoint: Endpoint) -> bool:
         if not self.uplink or endpoint.interface in {self.uplink, ANY_INTERFACE}:
             return True

@@ -194,6 +194,9 @@ def felix_document(status: FelixStatus) -> dict[str, Any]:
             f"{identity.workload}/{identity.endpoint}": {"state": endpoint.state, "cause": endpoint.cause}
             for identity, endpoint in status.endpoints.items()
         },
+        "host_endpoints": {
+            name: {"state": endpoint.state, "cause": endpoint.cause} for name, endpoint in status.host_endpoints.items()
+        },
         "drift": [str(difference) for difference in status.drift],
     }
 

@@ -49,4 +49,4 @@ def _rules(ports: Iterable[FailsafePort], family: Family, net_side: str, port_si
 def _discovery(family: Family) -> Iterator[Rule]:
     if family == 6:
         for kind in _DISCOVERY:
-            yield Rule(f"-p icmpv6 -m icmp6 --icmpv6-type {kind}", syntax.ACCEPT)
+            yield Rule(f"-p 58 -m icmp6 --icmpv6-type {kind}", syntax.ACCEPT)

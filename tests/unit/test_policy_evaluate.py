@@ -130,6 +130,26 @@ def test_pre_dnat_allow_spares_host_policy_only() -> None:
     assert not _verdict([OPEN_GUARD, early, late, network_policy("p")], OUTSIDE, "10.65.1.1").allowed
 
 
+def test_host_endpoint_for_all_interfaces_is_on_those_of_pods_too() -> None:
+    """Forward and pre-DNAT policy see what pods send and get; the node's way to its pods stays free, to itself not."""
+    everywhere = make("HostEndpoint", "all", {"node": "n1", "interfaceName": "*"}, labels={"every": "where"})
+    base = {"selector": "has(every)", "applyOnForward": True, "types": ["Ingress"]}
+    inside = ("10.65.1.1", "10.65.1.2")
+    assert _verdict([everywhere], *inside).allowed
+    assert not _verdict([everywhere, global_policy("p", **base)], *inside).allowed
+    deny = {"action": "Deny", "protocol": "TCP", "destination": {"ports": [80]}}
+    early = global_policy("p", **base, preDNAT=True, ingress=[deny])
+    assert not _verdict([everywhere, early], *inside, port=80).allowed
+    assert not _verdict([everywhere, early], inside[0], "172.20.0.11", port=80).allowed
+    assert _verdict([everywhere, early], *inside, port=81).allowed
+    assert _verdict([everywhere], "172.20.0.11", inside[0]).allowed
+    assert not _verdict([everywhere], "172.20.0.11", "172.20.0.11").allowed
+    assert _verdict([everywhere], "172.20.0.11", "172.20.0.11", port=2379).allowed
+    assert _verdict([OPEN_GUARD, everywhere], OUTSIDE, "172.20.0.11").allowed, "the uplink has one of its own"
+    untracked = global_policy("p", **base, doNotTrack=True)
+    assert _verdict([everywhere, untracked], OUTSIDE, "10.65.1.1").allowed, "not for all interfaces"
+
+
 def test_untracked_answers_need_leave_of_their_own() -> None:
     """Without connection tracking the answer is judged too: by untracked policy, and TCP finds no other way out."""
     one_way = {"action": "Allow", "protocol": "TCP", "destination": {"ports": [80]}}

@@ -228,7 +228,7 @@ def test_failsafes_of_each_table_and_family() -> None:
         "-p tcp -m multiport --source-ports 22 --jump ACCEPT",
     ]
     inward = rules(six, "raw", "cali-failsafe-in") or []
-    discovery = [rule for rule in inward if "icmpv6" in rule]
+    discovery = [rule for rule in inward if "icmp6" in rule]
     assert [rule.split()[-3] for rule in discovery] == ["130", "131", "132", "133", "134", "135", "136", "143"]
     assert inward[len(discovery) :] == [
         "-p tcp -m multiport --destination-ports 22 --jump ACCEPT",
