@@ -26,6 +26,7 @@ from typing import Any, Final
 from calipy import api_client, clock, log
 from calipy.api import Handler, Server
 from calipy.bgp import fib, status, view
+from calipy.bgp.cluster import ClusterRoutes
 from calipy.bgp.decision import Best
 from calipy.bgp.exabgp.config import SpeakerSession, checked_key, environment
 from calipy.bgp.exabgp.events import Event, ShownRoute
@@ -68,12 +69,14 @@ class Options:
         router_id: an IPv4 address, ``hash``, or "" for the node's address.
         blackholes: write the blackholes of own blocks, as BIRD does beside Felix; not where Felix has them
             (``programClusterRoutes``).
+        cluster_routes: ``bgp``, ``datastore``, or "" for what the BGPConfiguration's annotation says.
     """
 
     run_dir: Path = field(default_factory=api_client.run_dir)
     secrets_dir: Path = Path("/etc/calipy/secrets")
     router_id: str = ""
     blackholes: bool = False
+    cluster_routes: str = ""
 
 
 class Bgpd:
@@ -85,11 +88,12 @@ class Bgpd:
         self.started_at = clock.monotonic()
         self.since = clock.wall()
         self._view = view.View(hostname)
-        self._syncer = Syncer(store, view.prefixes(hostname))
+        self._syncer = Syncer(store, view.prefixes())
         self._in_sync = False
         self._datastore_problem = ""
         self._policy = ImportPolicy()
         self._rib = Rib(self._policy)
+        self._cluster = ClusterRoutes(self._view.cluster, self._rib)
         self.sessions = Sessions(self._rib)
         self._netlink = NetlinkSocket()
         self._kernel = KernelFib(RouteTable(self._netlink))
@@ -218,12 +222,16 @@ class Bgpd:
         deadlines = [self._repair_at]
         if (expiry := self._rib.next_deadline()) is not None:
             deadlines.append(expiry)
-        if self._kernel.stale or (self._export_policy.cluster_id and not self._reflecting):
+        if (linger := self._cluster.next_deadline()) is not None:
+            deadlines.append(linger)
+        if self._kernel.stale or self._cluster.retaining or (self._export_policy.cluster_id and not self._reflecting):
             deadlines.append(clock.monotonic() + 0.5)
         return min(deadlines)
 
     def _work(self, now: float) -> None:
         if self._depends_on_host and (self._relink or now >= self._repair_at):
+            self._view.peering_changed = True
+        if self._cluster.choose(self._view.cluster_routes(self.options.cluster_routes), now):
             self._view.peering_changed = True
         if self._view.peering_changed:
             self._view.peering_changed = False
@@ -232,6 +240,7 @@ class Bgpd:
         if self._view.routes_changed:
             self._view.routes_changed = False
             self._apply_originated()
+        self._cluster.feed()
         self._rib.expire(now)
         self._program()
         self._owed |= self.sessions.take_came_up()
@@ -244,6 +253,8 @@ class Bgpd:
         if self._kernel.stale and self._restart_over(now):
             self._kernel.release()
             self._kernel.apply()
+        if self._cluster.retaining and self._cluster.release(now, told=self._all_told(now)):
+            self._program()
         if now >= self._repair_at:
             self._repair_at = now + REPAIR_SECONDS
             drift = self._kernel.repair()
@@ -252,7 +263,7 @@ class Bgpd:
 
     def _apply_peering(self) -> None:
         """Sessions, from the datastore to ExaBGP's configuration."""
-        self._peering = self._view.peering(self.options.router_id)
+        self._peering = self._view.peering(self.options.router_id, mesh=self._cluster.mesh())
         known, self._problems = self._problems, dict(self._peering.problems)
         self._depends_on_host = False
         speaking: list[SpeakerSession] = []
@@ -414,8 +425,10 @@ class Bgpd:
 
     def _restart_over(self, now: float) -> bool:
         """Whether routes found at start that nobody has announced again may go."""
-        if now >= self._hold_until:
-            return True
+        return now >= self._hold_until or self._all_told(now)
+
+    def _all_told(self, now: float) -> bool:
+        """Whether every session there should be is up and has told everything."""
         states = self.sessions.states()
         return self._speaker.synchronised and all(self.sessions.settled(peer, now) for peer in states)
 
@@ -441,6 +454,7 @@ class Bgpd:
             "since": clock.rfc3339(self.since),
             "router_id": str(self._peering.router_id or ""),
             "as_number": self._peering.local_as,
+            "cluster_routes": self._cluster.mode or "",
             "peers": status.peers(states, self._rib),
             "rib": {"paths": paths, "prefixes": prefixes, "malformed_events": self.sessions.malformed},
             "fib": {

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from calipy.bgp.cluster import DATASTORE
 from calipy.bgp.decision import Best
 from calipy.net import NORMAL_METRIC, PROTO_BGP, IPAddress, NextHop, Prefix, Route
 
@@ -129,7 +130,8 @@ class Programming:
         chosen = tuple(hops.values())
         if len(chosen) == 1:
             chosen = (NextHop(chosen[0].gateway, chosen[0].interface, onlink=chosen[0].onlink),)
-        origin = f"BGP {best.path.peer.address}: {best.reason}"
+        source = "datastore" if best.path.peer == DATASTORE else f"BGP {best.path.peer.address}"
+        origin = f"{source}: {best.reason}"
         return Route(prefix, "unicast", chosen, PROTO_BGP, self.metric[prefix.version], origin=origin)
 
 

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address
 
 from calipy.bgp import filters
 from calipy.bgp.advertise import Pools, inside
+from calipy.bgp.cluster import DATASTORE
 from calipy.bgp.path import Attributes, Peer
 from calipy.bgp.peering import Session
 from calipy.datastore.resources import BGPFilterSpec
@@ -45,6 +46,8 @@ class ImportPolicy:
 
     def __call__(self, peer: Peer, prefix: Prefix, attributes: Attributes) -> tuple[str, Attributes]:
         """Why the path is refused, or ""; and its attributes after filters. O(length of AS path + pools + rules)."""
+        if peer == DATASTORE:
+            return self._from_datastore(prefix), attributes
         session = self.sessions.get(peer.address)
         if session is None:
             return "no such session", attributes
@@ -59,6 +62,11 @@ class ImportPolicy:
         if verdict.action == "Reject":
             return verdict.rule, attributes
         return "" if verdict.action else self._untrusted(session, prefix), verdict.attributes
+
+    def _from_datastore(self, prefix: Prefix) -> str:
+        if prefix in self.own_prefixes:
+            return "own prefix"
+        return "" if self.pools.contain(prefix) else "in no IP pool"
 
     def _loop(self, peer: Peer, session: Session, attributes: Attributes) -> str:
         if attributes.count_as(peer.local_as) > session.allowed_local_as:

@@ -76,6 +76,7 @@ class PeeringInputs:
     configuration: BGPConfigurationSpec = field(default_factory=BGPConfigurationSpec)
     node_configurations: Mapping[str, BGPConfigurationSpec] = field(default_factory=dict)
     router_id: str = ""
+    mesh: bool = True
 
     def as_number(self, node: NodeInfo) -> int:
         """A node's own AS, else the cluster's."""
@@ -237,7 +238,8 @@ class _Planner:
 
     def mesh(self) -> Iterator[tuple[int, Session]]:
         configuration = self.inputs.configuration
-        if configuration.node_to_node_mesh_enabled is False or self.node.cluster_id is not None:
+        wanted = self.inputs.mesh and configuration.node_to_node_mesh_enabled is not False
+        if not wanted or self.node.cluster_id is not None:
             return
         try:
             restart_time = _seconds(configuration.node_mesh_max_restart_time, DEFAULT_RESTART_TIME)

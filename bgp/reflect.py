@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
+from calipy.bgp.cluster import DATASTORE
 from calipy.bgp.decision import Best
 from calipy.bgp.path import Attributes, Path, Segment, intern
 from calipy.bgp.peering import Session
@@ -50,6 +51,8 @@ class Reflector:
 
     def _passes(self, path: Path, to: Session) -> bool:
         """RFC 4271 9.2.1 and RFC 4456 6: from clients and eBGP to all, from non-clients to clients and eBGP."""
+        if path.peer == DATASTORE:
+            return self.cluster_id is not None  # as from a client, which its node would be under BGP
         source = self.sessions.get(path.peer.address)
         if source is None:
             return False

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from calipy import clock
+from calipy.bgp.cluster import DATASTORE
 from calipy.bgp.decision import Best
 from calipy.bgp.path import Path
 from calipy.bgp.rib import Rib
@@ -106,7 +107,7 @@ def routes(rib: Rib, kernel: Mapping[Prefix, Route], failures: Mapping[Prefix, s
 def _path(path: Path, best: Best | None) -> dict[str, Any]:
     attributes = path.attributes
     return {
-        "peer": str(path.peer.address),
+        "peer": "datastore" if path.peer == DATASTORE else str(path.peer.address),
         "next_hop": str(attributes.next_hop),
         "as_path": [number for _, numbers in attributes.as_path for number in numbers],
         "local_preference": attributes.local_preference,

@@ -14,22 +14,24 @@ from typing import Any, TypeVar
 
 from calipy.bgp import advertise, peering
 from calipy.bgp.advertise import Communities, Originated, Pools
+from calipy.bgp.cluster import ANNOTATION, VARIABLE, ClusterRoutesMode, ClusterTable, parse_mode
 from calipy.bgp.fib import Programming
 from calipy.bgp.peering import NodeInfo, Peering, PeeringInputs
 from calipy.datastore import codec, keys
-from calipy.datastore.ipam import Block, BlockAffinity
+from calipy.datastore.ipam import CONFIRMED, Block, BlockAffinity
 from calipy.datastore.resources import BGPConfigurationSpec, BGPFilterSpec, BGPPeerSpec, IPPoolSpec, NodeSpec, Resource
+from calipy.errors import InvalidInputError
 from calipy.net import NORMAL_METRIC, IPAddress, Prefix, host_prefix, parse_prefix
 
 _NODE_PREFIX = "node."
 
 
-def prefixes(hostname: str) -> tuple[str, ...]:
+def prefixes() -> tuple[str, ...]:
     """What to follow in the datastore."""
     kinds = ("BGPConfiguration", "BGPFilter", "BGPPeer", "IPPool", "Node")
     return (
         *(keys.resource_prefix(kind) for kind in kinds),
-        keys.affinity_prefix(hostname),
+        keys.AFFINITIES,
         keys.BLOCKS_V4,
         keys.BLOCKS_V6,
     )
@@ -44,6 +46,7 @@ class View:
         peering_changed, routes_changed: set by ``on_update``, reset by the reader.
         problems: what in the datastore cannot be used, by resource.
         filters: BGPFilters by name, live.
+        cluster: where every other node's blocks and addresses are.
     """
 
     hostname: str
@@ -51,6 +54,7 @@ class View:
     routes_changed: bool = True
     problems: dict[str, str] = field(default_factory=dict)
     filters: dict[str, BGPFilterSpec] = field(default_factory=dict)
+    cluster: ClusterTable = field(init=False)
     _nodes: dict[str, NodeInfo] = field(default_factory=dict)
     _peers: dict[str, BGPPeerSpec] = field(default_factory=dict)
     _configurations: dict[str, BGPConfigurationSpec] = field(default_factory=dict)
@@ -58,21 +62,29 @@ class View:
     _affinities: dict[Prefix, BlockAffinity] = field(default_factory=dict)
     _owners: dict[Prefix, str | None] = field(default_factory=dict)
     _in_use: dict[Prefix, frozenset[IPAddress]] = field(default_factory=dict)
+    _cluster_routes: str = ""
+
+    def __post_init__(self) -> None:
+        self.cluster = ClusterTable(self.hostname)
 
     def on_update(self, key: keys.Key, value: codec.Value | None) -> None:
         """Take one change; None is a deletion. O(1), for a block O(its size)."""
         match key:
             case keys.BlockKey(cidr):
                 self._on_block(parse_prefix(cidr), value if isinstance(value, Block) else None)
-            case keys.BlockAffinityKey(host, cidr, "host") if host == self.hostname:
+            case keys.BlockAffinityKey(host, cidr, "host"):
                 affinity = value if isinstance(value, BlockAffinity) else None
-                self.routes_changed |= _store(self._affinities, parse_prefix(cidr), affinity)
+                confirmed = affinity is not None and affinity.state == CONFIRMED
+                self.cluster.on_affinity(host, parse_prefix(cidr), confirmed=confirmed)
+                if host == self.hostname:
+                    self.routes_changed |= _store(self._affinities, parse_prefix(cidr), affinity)
             case keys.ResourceKey(kind, name):
                 self._on_resource(kind, name, value if isinstance(value, Resource) else None)
             case _:
                 pass
 
     def _on_block(self, cidr: Prefix, block: Block | None) -> None:
+        self.cluster.on_block(cidr, block)
         if block is None:
             self.routes_changed |= cidr in self._owners
             self._owners.pop(cidr, None)
@@ -92,6 +104,8 @@ class View:
                     NodeInfo(name, resource.metadata.labels, spec) if resource and isinstance(spec, NodeSpec) else None
                 )
                 changed = _store(self._nodes, name, info)
+                if changed:
+                    self.cluster.on_node(name, info)
                 self.peering_changed |= changed
                 self.routes_changed |= changed and name == self.hostname
             case "BGPPeer":
@@ -100,6 +114,8 @@ class View:
                 configuration = spec if isinstance(spec, BGPConfigurationSpec) else None
                 if _store(self._configurations, name, configuration):
                     self.peering_changed = self.routes_changed = True
+                if name == "default":
+                    self._cluster_routes = (resource.metadata.annotations or {}).get(ANNOTATION, "") if resource else ""
             case "BGPFilter":
                 self.routes_changed |= _store(self.filters, name, spec if isinstance(spec, BGPFilterSpec) else None)
             case "IPPool":
@@ -119,7 +135,18 @@ class View:
         """The cluster's configuration."""
         return self._configurations.get("default") or BGPConfigurationSpec()
 
-    def peering(self, router_id: str = "") -> Peering:
+    def cluster_routes(self, own: str = "") -> ClusterRoutesMode:
+        """Where routes to other nodes' blocks come from: this node's own setting, else the cluster's annotation."""
+        source = VARIABLE if own else f"BGPConfiguration(default) {ANNOTATION}"
+        try:
+            mode = parse_mode(own or self._cluster_routes, source)
+        except InvalidInputError as error:
+            self.problems["clusterRoutes"] = str(error)
+            return "bgp"
+        self.problems.pop("clusterRoutes", None)
+        return mode
+
+    def peering(self, router_id: str = "", *, mesh: bool = True) -> Peering:
         """The sessions to have."""
         return peering.plan(
             self.hostname,
@@ -133,6 +160,7 @@ class View:
                     if name.startswith(_NODE_PREFIX)
                 },
                 router_id=router_id,
+                mesh=mesh,
             ),
         )
 

@@ -15,5 +15,5 @@ async def run(settings: NodeSettings, config_file: str | None) -> int:
     """
     store = connect(etcd_config(config_file))
     # As with BIRD and Felix, the blackholes of un-encapsulated blocks are the BGP side's (ProgramClusterRoutes).
-    options = daemon.Options(router_id=settings.router_id, blackholes=True)
+    options = daemon.Options(router_id=settings.router_id, blackholes=True, cluster_routes=settings.cluster_routes)
     return await daemon.main(store, settings.name, options)

@@ -53,6 +53,7 @@ class NodeSettings:
         ip, ip6: ``IP`` and ``IP6`` as given: "", ``autodetect``, ``none`` or an address.
         as_number: ``AS``, or None to inherit the cluster's.
         backend: ``bird`` (BGP) or ``none`` (policy only).
+        cluster_routes: ``CALIPY_CLUSTER_ROUTES``: ``bgp``, ``datastore``, or "" for what the cluster says.
         leak_grace: seconds for which an address must have no endpoint before it is given back; 0 = never.
         felix: ``FELIX_…`` parameters, lower-cased names without the prefix.
     """
@@ -76,6 +77,7 @@ class NodeSettings:
     health_host: str = "localhost"
     health_port: int = DEFAULT_HEALTH_PORT
     router_id: str = ""
+    cluster_routes: str = ""
     leak_grace: float = 900.0
     felix: Mapping[str, str] = field(default_factory=dict)
 
@@ -125,6 +127,7 @@ class NodeSettings:
             health_host=felix.get("healthhost", "localhost"),
             health_port=_port("FELIX_HEALTHPORT", felix.get("healthport", ""), DEFAULT_HEALTH_PORT),
             router_id=environ.get("CALICO_ROUTER_ID", ""),
+            cluster_routes=_cluster_routes("CALIPY_CLUSTER_ROUTES", environ.get("CALIPY_CLUSTER_ROUTES", "")),
             leak_grace=_seconds("CALIPY_LEAK_GRACE", environ.get("CALIPY_LEAK_GRACE", ""), 900.0),
             felix=felix,
         )
@@ -234,6 +237,12 @@ def _backend(value: str) -> str:
         value=value,
         remedy="'bird' (BGP, done by calipy itself) or 'none' (policy only)",
     )
+
+
+def _cluster_routes(variable: str, value: str) -> str:
+    if value in ("", "bgp", "datastore"):
+        return value
+    raise InvalidInputError("unknown way", field=variable, value=value, remedy="one of bgp, datastore")
 
 
 def _pool(environ: Mapping[str, str], family: Family) -> PoolSettings:

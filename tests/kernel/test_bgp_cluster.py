@@ -1,0 +1,79 @@
+"""Cluster routes from the datastore instead of BGP, and the change between the two under a ping."""
+
+from __future__ import annotations
+
+import pytest
+
+from calipy.datastore import codec, keys
+from calipy.datastore.resources import BGPConfigurationSpec
+from tests.kernel.test_bgp_mesh import tor
+from tests.support.bgp import BgpLab, Pinger, eventually, eventually_is
+
+pytestmark = pytest.mark.kernel
+
+
+def cluster_routes(lab: BgpLab, mode: str) -> None:
+    """Choose for the cluster."""
+    annotations = {"calipy.io/clusterRoutes": mode}
+    spec = BGPConfigurationSpec()
+    lab.put(
+        keys.ResourceKey("BGPConfiguration", "default"),
+        codec.new("BGPConfiguration", "default", spec, annotations=annotations),
+    )
+
+
+def test_changing_over_loses_no_packet(bgp_lab: BgpLab) -> None:
+    """From BGP to the datastore and back: same routes, no packet lost; the mesh goes and returns, the fabric stays."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.block("10.244.1.0/26", "n1", used={9: "n2"})
+    bgp_lab.block("10.244.2.0/26", "n2")
+    bgp_lab.block("10.244.3.0/26", "n3")
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500)
+    n1, n2 = bgp_lab.node("n1", "10.77.1.1/24"), bgp_lab.node("n2", "10.77.1.2/24")
+    n3 = bgp_lab.node("n3", "10.77.2.3/24", subnet="b")
+    nodes = {node.name: node.address for node in (n1, n2, n3)}
+    bird = bgp_lab.bird(bgp_lab.fabric, tor(nodes).replace("local as", "local 10.77.1.254 as"))
+    n2.ns.run("ip", "addr", "add", "10.244.2.1/32", "dev", "lo")
+    n2.ns.run("ip", "addr", "add", "10.244.1.9/32", "dev", "lo")
+    wanted = {"10.244.2.0/26": (n2.address,), "10.244.1.9/32": (n2.address,), "10.244.3.0/26": ("10.77.1.254",)}
+    eventually_is("by BGP", wanted, n1.gateways)
+    eventually("n2 has n1's block", lambda: "10.244.1.0/26" in n2.gateways())
+    eventually("the fabric", lambda: all(node.up("10.77.1.254") for node in (n1, n2, n3)))
+    pings = [Pinger(n1.ns, target, bgp_lab.directory / f"ping{target}") for target in ("10.244.2.1", "10.244.1.9")]
+    cluster_routes(bgp_lab, "datastore")
+    eventually_is("no mesh", {"10.77.1.254"}, lambda: set(n1.peers()), timeout=25)
+    eventually_is("nor at n3", {"10.77.1.254"}, lambda: set(n3.peers()))
+    assert n1.gateways() == wanted
+    assert n1.status()["cluster_routes"] == "datastore"
+    # Changes of the datastore are routes at once, without any session.
+    bgp_lab.block("10.244.4.0/26", "n2")
+    eventually_is("a new block", wanted | {"10.244.4.0/26": (n2.address,)}, n1.gateways)
+    bgp_lab.block("10.244.4.0/26", "n2", state="pending")
+    eventually_is("its claim is lost", wanted, n1.gateways)
+    cluster_routes(bgp_lab, "bgp")
+    eventually("mesh", lambda: n1.up(n2.address, n3.address) and n2.up(n3.address))
+    eventually("BGP has told everything", lambda: n1.told().count("reloaded") >= 2 and n1.gateways() == wanted)
+    bgp_lab.unblock("10.244.3.0/26", "n3")
+    del wanted["10.244.3.0/26"]
+    eventually_is("BGP alone decides again", wanted, n1.gateways)
+    assert [ping.stop()[1] for ping in pings] == [0, 0]
+    assert n1.peers()["10.77.1.254"]["flaps"] == 0
+    assert "10.244.1.0/26" in bird.routes()
+
+
+def test_a_node_started_with_the_datastore_needs_no_session(bgp_lab: BgpLab) -> None:
+    """Routes of both families without a single session; a node's removal takes its routes along."""
+    cluster_routes(bgp_lab, "datastore")
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.pool("10.98.0.0/16", "overlay", vxlan_mode="Always")
+    bgp_lab.pool("fd00:10::/48", "pool6")
+    for cidr in ("10.244.2.0/26", "10.98.2.0/26", "fd00:10:0:2::/122"):
+        bgp_lab.block(cidr, "n2")
+    n1 = bgp_lab.node("n1", "10.77.1.1/24", address6="fd77:1::1/64")
+    bgp_lab.node("n2", "10.77.1.2/24", address6="fd77:1::2/64", start=False)
+    wanted = {"10.244.2.0/26": ("10.77.1.2",), "fd00:10:0:2::/122": ("fd77:1::2",)}
+    eventually_is("routes", wanted, n1.gateways)
+    eventually("ready", lambda: n1.status()["ready"])
+    assert n1.peers() == {}
+    bgp_lab.delete(keys.ResourceKey("Node", "n2"))
+    eventually_is("gone with the node", {}, n1.gateways)
