@@ -26,14 +26,18 @@ PROFILES = ("open", "odd")
 TIERS = ("first", "second", "default")
 
 
-def make_case(seed: int, *, steps: int = 3) -> dict[str, Any]:
-    """A case of six pods on two nodes, the nodes and two externals; the same for the same seed."""
-    return _Maker(random.Random(seed)).case(f"random-{seed}", steps)
+def make_case(seed: int, *, steps: int = 3, hosts: bool = False) -> dict[str, Any]:
+    """A case of six pods on two nodes, the nodes and two externals; the same for the same seed.
+
+    With ``hosts`` the nodes' uplinks have policy too: normal, for forwarded packets, before DNAT and untracked.
+    """
+    return _Maker(random.Random(seed), hosts=hosts).case(f"random-{seed}", steps)
 
 
 class _Maker:
-    def __init__(self, chance: random.Random) -> None:
+    def __init__(self, chance: random.Random, *, hosts: bool) -> None:
         self._random = chance
+        self._hosts = hosts
 
     def case(self, name: str, steps: int) -> dict[str, Any]:
         """See ``make_case``."""
@@ -61,6 +65,7 @@ class _Maker:
                 self._tier("second", 2),
                 *(self._network_set(number) for number in range(2)),
                 *(self._profile(name) for name in PROFILES),
+                *(self._host_endpoint(number) for number in (1, 2) if self._hosts and self._perhaps(0.8)),
                 *(self._policy(number) for number in range(self._random.randint(2, 5))),
             ],
             "settings": {"endpointToHostAction": self._one(("Accept", "Drop"))},
@@ -109,6 +114,30 @@ class _Maker:
         rules = [self._rule() for _ in range(self._random.randint(1, 2))]
         sides = {"ingress": rules, "egress": [{"action": "Allow"}]}
         return _calico("Profile", name, {**sides, "labelsToApply": self._labels()})
+
+    def _host_endpoint(self, number: int) -> dict[str, Any]:
+        addresses = [f"172.20.0.1{number}", f"fd00:20::1{number}"]
+        spec = {"node": f"n{number}", "interfaceName": "uplink0", "expectedIPs": addresses}
+        if self._perhaps(0.5):
+            spec["profiles"] = ["open"]
+        return _calico("HostEndpoint", f"n{number}-uplink", spec, labels=self._labels())
+
+    def _host_policy(self, number: int) -> dict[str, Any]:
+        """A global policy for forwarded packets, before DNAT or untracked."""
+        kind = self._one(("", "preDNAT", "doNotTrack"))
+        types = ["Ingress"] if kind == "preDNAT" else self._one((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
+        spec: dict[str, Any] = {
+            "selector": self._selector(1),
+            "types": types,
+            "applyOnForward": True,
+            "order": self._one((1, 5, 2000)),
+            **({kind: True} if kind else {}),
+        }
+        spec |= {side.lower(): [self._rule() for _ in range(self._random.randint(1, 3))] for side in types}
+        if kind:
+            for rule in (*spec.get("ingress", ()), *spec.get("egress", ())):
+                rule["action"] = self._one(("Allow", "Deny"))
+        return _calico("GlobalNetworkPolicy", f"h{number}", spec)
 
     def _network_set(self, number: int) -> dict[str, Any]:
         nets = self._random.sample(NETS4 + NETS6, self._random.randint(1, 3))
@@ -176,6 +205,8 @@ class _Maker:
         return rule
 
     def _policy(self, number: int) -> dict[str, Any]:
+        if self._hosts and self._perhaps(0.4):
+            return self._host_policy(number)
         if self._perhaps(0.3):
             return self._kubernetes_policy(number)
         rules = {side: [self._rule() for _ in range(self._random.randint(0, 3))] for side in ("ingress", "egress")}
@@ -285,7 +316,7 @@ def _expectation(cluster: Cluster, probes: Sequence[str]) -> dict[str, Any]:
     def cell(probe: str, source: str, destination: str) -> str:
         if source == destination:
             return "S"
-        if source.startswith(("ext:", "node:")) and destination.startswith(("ext:", "node:")):
+        if source.startswith("ext:") and destination.startswith("ext:"):
             return "-"
         return "A" if verdict_of(snapshot, cluster, probe, source, destination).allowed else "D"
 
