@@ -65,7 +65,7 @@ class MemoryStore(CompareAndSwap):
         """See ``Store.list``. O(all keys)."""
         self._enter()
         at = self._check_revision(revision)
-        found = (self._at(key, at) for key in sorted(self._history, key=_order) if key.startswith(prefix))
+        found = (self._at(key, at) for key in sorted((k for k in self._history if k.startswith(prefix)), key=_order))
         return Listing(tuple(kv for kv in found if kv is not None), at)
 
     async def watch(self, prefixes: Sequence[str], *, start_revision: int) -> AsyncGenerator[WatchBatch, None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import functools
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from calipy.datastore.client import Client
 from calipy.datastore.ipam import AllocationAttribute, Block, BlockAffinity, Handle
 from calipy.datastore.keys import BLOCKS_V4, BlockAffinityKey, BlockKey, HandleKey, Key, affinity_prefix, parse, path
 from calipy.datastore.memory import MemoryStore
-from calipy.datastore.store import Compare, KeyValue, Listing, Operation, Store, TxnResult
+from calipy.datastore.store import Compare, Event, KeyValue, Listing, Operation, Store, TxnResult
 from calipy.errors import AlreadyExistsError, ConflictError, NotFoundError
 from calipy.ipam import block as blocks
 from calipy.ipam import handle as handles
@@ -87,8 +88,10 @@ class Turnstile:
     async def run(self, calls: Sequence[Awaitable[Any]]) -> list[Any]:
         """Run calls together; their results or exceptions (also those that are no ``Exception``)."""
         tasks = [asyncio.ensure_future(_caught(call)) for call in calls]
+        loop: Any = asyncio.get_running_loop()
         while not all(task.done() for task in tasks):
-            for _ in range(20):  # let every task run until it waits for its turn, sleeps or ends
+            await asyncio.sleep(0)
+            while loop._ready:  # let every task run until it waits for its turn, sleeps or ends
                 await asyncio.sleep(0)
             if self._waiting:
                 self._waiting.pop(self._choose(len(self._waiting))).set_result(None)
@@ -298,11 +301,21 @@ class Change:
     error: None = None
 
 
+def decoded(event: Event) -> Any:
+    """The value after an event; None if it deleted the key or is of no kind we know."""
+    return _decoded(event.key, event.kv.value, event.kv.mod_revision) if event.kv is not None else None
+
+
+@functools.lru_cache(maxsize=65536)
+def _decoded(path: str, value: bytes, revision: int) -> Any:
+    key = parse(path)
+    return codec.decode(key, value, revision) if key is not None else None
+
+
 def feed(store: MemoryStore, allocator: Allocator, *, upto: int) -> None:
     """Hand an allocator everything that happened up to a revision, as the agent's watch would."""
     for event in store._log:
         key = parse(event.key)
         if event.revision <= upto and key is not None:
-            value = codec.decode(key, event.kv.value, event.kv.mod_revision) if event.kv is not None else None
-            allocator.observe(Change(key, value, event.revision))
+            allocator.observe(Change(key, decoded(event), event.revision))
     allocator.in_sync()

@@ -1,26 +1,29 @@
 """Histories of several hosts, Calico's client among them, interleaved at every call and killed at any write.
 
-``CALIPY_HISTORIES`` sets how many are tried; hypothesis prints how to repeat a failure.
+10 000 of them are tried, spread over ``tests/unit/test_ipam_histories_*.py``. ``CALIPY_HISTORIES`` sets another
+number for each file, ``CALIPY_SEED`` repeats a run: a failure tells its seed.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
+import itertools
 import os
-from collections import defaultdict
-from collections.abc import Callable, Coroutine
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from calipy.datastore import codec
-from calipy.datastore.ipam import CONFIRMED, Block, BlockAffinity, Handle
+from calipy.datastore.ipam import CONFIRMED, Block, BlockAffinity
 from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, parse
 from calipy.datastore.memory import MemoryStore
+from calipy.datastore.store import Event
 from calipy.errors import UnavailableError
 from calipy.ipam import block as blocks
 from calipy.ipam import snapshot
@@ -28,10 +31,11 @@ from calipy.ipam.allocator import CALICO_DEFAULTS, Allocator
 from calipy.ipam.audit import audit
 from calipy.ipam.errors import HandleNotFoundError, IPAMError
 from calipy.ipam.request import ReleaseRequest
-from tests.support.ipam import CalicoClient, Clock, Turnstile, TurnstileStore, cluster, feed
+from tests.support.ipam import CalicoClient, Clock, Turnstile, TurnstileStore, cluster, decoded, feed
 from tests.support.stores import FaultyStore, Killed
 
-HISTORIES = int(os.environ.get("CALIPY_HISTORIES", "250"))
+HISTORIES = int(os.environ.get("CALIPY_HISTORIES", "2500"))
+SEED = int(os.environ.get("CALIPY_SEED", "0")) or random.randrange(1, 10**9)
 POOL = "10.9.0.0/28"
 BLOCKS = [f"10.9.0.{4 * index}/30" for index in range(4)]
 CALIPY_HOSTS = ["n1", "n2", "n3"]
@@ -78,6 +82,36 @@ HISTORY = st.lists(st.lists(STEPS | CALICO_STEPS, min_size=1, max_size=4), min_s
 ORDER = st.lists(st.integers(0, 7), max_size=60)
 
 
+@dataclass(frozen=True)
+class Content:
+    """What a block holds: who has which address, and how many each."""
+
+    block: Block
+    held: Mapping[str, str]
+    counts: Mapping[str, int]
+    problems: list[str]
+
+    @classmethod
+    def of(cls, block: Block, now: datetime.datetime) -> Content:
+        held = {}
+        for address, attribute in block.assignments():
+            assert attribute.handle_id is not None
+            held[str(address)] = attribute.handle_id
+        return cls(block, held, Counter(held.values()), blocks.problems(block, now=now))
+
+
+_INITIAL: list[tuple[str, bytes]] = []
+
+
+async def initial() -> list[tuple[str, bytes]]:
+    """Keys and values of the cluster in which every history begins, made once."""
+    if not _INITIAL:
+        store = MemoryStore()
+        await cluster(store, nodes=[*CALIPY_HOSTS, *CALICO_HOSTS], pools={"amber": {"cidr": POOL, "blockSize": 30}})
+        _INITIAL.extend((kv.key, kv.value) for kv in (await store.list("/calico/")).items)
+    return _INITIAL
+
+
 class World:
     """A store, hosts, and what each successful call promised."""
 
@@ -97,15 +131,19 @@ class World:
         """Handles that were released for sure: nothing may be left of them."""
         self.used_now: set[str] = set()
         """Handles that calls of this batch assign to."""
+        self.blocks: dict[str, Content] = {}
+        self.handle_counts: dict[str, Mapping[str, int]] = {}
+        self.affinities: dict[BlockAffinityKey, BlockAffinity] = {}
+        self.looked_at = 0
+        """Events of the store that are in the three above."""
         self.checked = 0
         self.delivered = 0
         """How far the watch has come: never further than the batch before."""
         self.made = 0
 
     async def start(self) -> None:
-        await cluster(
-            self.store, nodes=[*CALIPY_HOSTS, *CALICO_HOSTS], pools={"amber": {"cidr": POOL, "blockSize": 30}}
-        )
+        for key, value in await initial():
+            await self.store.put(key, value)
         self.checked = self.delivered = (await self.store.list("/calico/")).revision
 
     def _allocator(self, host: str, store: Any) -> Allocator:
@@ -232,48 +270,59 @@ class World:
             self.gone.add(handle)
 
     async def check(self) -> None:
-        """Every state since the last check is sound; the present one keeps all promises."""
-        last = (await self.store.list("/calico/")).revision
-        for revision in range(self.checked + 1, last + 1):
-            await self._check_state(revision)
-        self.checked = last
-        held = await self._held()
+        """Every state since the last check is sound; the present one keeps all promises. O(changes x blocks)."""
+        by_revision = itertools.groupby(self.store._log[self.looked_at :], lambda event: event.revision)
+        for revision, events in by_revision:
+            for event in events:
+                self.looked_at += 1
+                self._take_in(event)
+            if revision > self.checked:
+                self._check_state()
+                self.checked = revision
+        held = self._held()
         assert not self.gone & set(held.values()), "addresses of a released handle are left"
         for address, handle in self.owners.items():
             if handle not in self.released:
                 assert held.get(address) == handle, f"{address} was promised to {handle}, {held.get(address)} has it"
 
-    async def _held(self) -> dict[str, str | None]:
-        picture = await snapshot.read(self.store)
-        return {str(a): x.handle_id for block in picture.blocks.values() for a, x in block.assignments()}
+    def _take_in(self, event: Event) -> None:
+        """Keep the state as it was at one revision after the other."""
+        key = parse(event.key)
+        assert key is not None
+        value = decoded(event)
+        kept: dict[Any, Any]
+        match key:
+            case BlockKey(cidr=cidr):
+                kept, key = self.blocks, cidr
+                value = value and Content.of(value, self.clock.now())
+            case HandleKey(handle_id=handle_id):
+                kept, key = self.handle_counts, handle_id
+                value = value and value.blocks
+            case BlockAffinityKey():
+                kept = self.affinities
+            case _:
+                return
+        if value is None:
+            kept.pop(key, None)
+        else:
+            kept[key] = value
 
-    async def _check_state(self, revision: int) -> None:
-        listing = await self.store.list("/calico/ipam/", revision=revision)
-        found = {}
-        for kv in listing.items:
-            key = parse(kv.key)
-            assert key is not None
-            found[key] = codec.decode(key, kv.value, kv.mod_revision)
-        held: dict[tuple[str, str], int] = defaultdict(int)
-        for key, block in found.items():
-            if isinstance(key, BlockKey):
-                assert isinstance(block, Block)
-                assert blocks.problems(block, now=self.clock.now()) == []
-                for _, attribute in block.assignments():
-                    assert attribute.handle_id is not None
-                    held[attribute.handle_id, block.cidr] += 1
-                assert block.affinity is not None or not block.empty, "an empty block that nobody owns"
-        for (handle_id, cidr), count in held.items():
-            handle = found.get(HandleKey(handle_id))
-            assert isinstance(handle, Handle), f"{handle_id} does not exist"
-            assert handle.blocks.get(cidr, 0) >= count, f"{handle_id} counts too little"
-        for key, affinity in found.items():
-            if isinstance(key, BlockAffinityKey):
-                assert isinstance(affinity, BlockAffinity)
-                block = found.get(BlockKey(key.cidr))
-                if affinity.state == CONFIRMED:
-                    assert isinstance(block, Block), f"{key} is confirmed, its block does not exist"
-                    assert block.affinity == f"host:{key.host}", f"{key} is confirmed, block has {block.affinity}"
+    def _held(self) -> dict[str, str]:
+        return {address: handle for content in self.blocks.values() for address, handle in content.held.items()}
+
+    def _check_state(self) -> None:
+        for cidr, content in self.blocks.items():
+            assert content.block.cidr == cidr
+            assert not content.problems, content.problems
+            assert content.block.affinity is not None or content.held, "an empty block that nobody owns"
+            for handle_id, count in content.counts.items():
+                assert handle_id in self.handle_counts, f"{handle_id} does not exist"
+                assert self.handle_counts[handle_id].get(cidr, 0) >= count, f"{handle_id} counts too little"
+        for key, affinity in self.affinities.items():
+            if affinity.state == CONFIRMED:
+                assert key.cidr in self.blocks, f"{key} is confirmed, its block does not exist"
+                owner = self.blocks[key.cidr].block.affinity
+                assert owner == f"host:{key.host}", f"{key} is confirmed, block has {owner}"
 
     async def clean_up(self) -> None:
         """Everything that deaths left behind is mended by ordinary calls, and live addresses are not touched."""
@@ -288,7 +337,8 @@ class World:
                     await allocator.release_by_handle(handle)
         for host in (*CALIPY_HOSTS, *CALICO_HOSTS):
             await allocator.release_host_affinities(host)
-        held = await self._held()
+        await self.check()
+        held = self._held()
         expected = {address: handle for address, handle in self.owners.items() if handle in live}
         assert {address: handle for address, handle in held.items() if handle in live} == held
         assert expected.items() <= held.items()
@@ -303,28 +353,35 @@ class World:
         assert len((await allocator.auto_assign(num4=16, handle_id="all", max_blocks=0)).ipv4) == 16
 
 
-def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(main())
+def try_histories(*, borrowing: bool, watching: bool) -> None:
+    """No address is held twice, handles never count too little, confirmed means owned, and all faults can be mended.
+
+    Args:
+        borrowing: hosts may take addresses from each other's blocks.
+        watching: calipy's hosts decide from what a watch has told them, up to one batch of calls old.
+    """
+    print(f"repeat with CALIPY_SEED={SEED} CALIPY_HISTORIES={HISTORIES}")
+
+    with asyncio.Runner() as runner:
+
+        @seed(SEED)
+        @settings(
+            max_examples=HISTORIES,
+            deadline=None,
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow],
+            print_blob=True,
+        )
+        @given(history=HISTORY, order=ORDER)
+        def try_one(history: list[list[Step]], order: list[int]) -> None:
+            runner.run(live(World(order, borrowing=borrowing, watching=watching), history))
+
+        try_one()
 
 
-@pytest.mark.timeout(120 + HISTORIES)
-@settings(
-    max_examples=HISTORIES,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-    print_blob=True,
-)
-@given(history=HISTORY, order=ORDER, borrowing=st.booleans(), watching=st.booleans())
-def test_any_history_keeps_every_promise(
-    history: list[list[Step]], order: list[int], borrowing: bool, watching: bool
-) -> None:
-    """No address is held twice, handles never count too little, confirmed means owned, and all faults can be mended."""
-
-    async def main() -> None:
-        world = World(order, borrowing=borrowing, watching=watching)
-        await world.start()
-        for steps in history:
-            await world.batch(steps)
-        await world.clean_up()
-
-    run(main)
+async def live(world: World, history: list[list[Step]]) -> None:
+    """One history, from a cluster without blocks to its end and the mending after it."""
+    await world.start()
+    for steps in history:
+        await world.batch(steps)
+    await world.clean_up()
