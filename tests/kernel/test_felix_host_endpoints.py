@@ -100,6 +100,23 @@ def test_normal_policy_failsafes_and_profiles(node: Node, backend: str) -> None:
     assert reaches(node.world, HOST, 81)
 
 
+@BACKENDS
+def test_reject_where_the_kernel_takes_it(node: Node, backend: str) -> None:
+    """With REJECT as the deny action every table is accepted, and each place denies."""
+    felix = node.felix(IptablesBackend=backend, IptablesFilterDenyAction="REJECT")
+    shut = policy("shut", [Rule("deny")], [Rule("deny")])
+    raw = policy("raw", [tcp("deny", 81)], untracked=True)
+    early = policy("early", [tcp("deny", 82)], pre_dnat=True)
+    lists = {"tiers": (both(shut),), "untracked": (tier(raw),), "pre_dnat": (tier(early),)}
+    send(felix, HostEndpoint("h", UPLINK, profiles=("open",), **lists), policies=(shut, raw, early))
+    assert state(felix) == ("up", "")
+    assert "REJECT" in node.rules(backend)
+    for host in (HOST, HOST6):
+        for port in (81, 82):
+            assert not reaches(node.world, host, port)
+        assert reaches(node.world, host, 22)
+
+
 def test_neighbour_discovery_survives_a_deny(node: Node) -> None:
     """With everything denied in every place, IPv6 failsafe ports work after neighbour entries are gone."""
     felix = node.felix()

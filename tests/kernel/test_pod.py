@@ -23,6 +23,8 @@ from calipy.kernel.links import VethEnd
 from calipy.net import HOST_MAC, NextHop, Route
 from tests.support.podnode import NODE, on_node
 
+_TENTATIVE = 0x40
+
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd]
 
 
@@ -110,6 +112,9 @@ def test_pods_reach_each_other_without_a_default_route_on_the_node(make_netns):
         sysctl.write("net.ipv6.conf.all.forwarding", 1)  # part of the node's set-up, as ip_forward is
         await node.pods.add(node.request(one, "one", ipv6=True))
         result = await node.pods.add(node.request(two, "two", ipv6=True))
+        host_end = node.host.links.list_addresses(interface=result.interface, family=6)
+        assert [(str(a.address), a.flags & _TENTATIVE) for a in host_end] == [("fe80::ecee:eeff:feee:eeee/64", 0)]
+        assert sysctl.read(f"net/ipv6/conf/{result.interface}/accept_dad") == "0"
         assert not [r for r in node.host.routes.dump() if r.dst.prefixlen == 0]
         for entry in result.addresses:
             said = await asyncio.to_thread(one.run, "ping", "-c1", "-W2", str(entry.address))
