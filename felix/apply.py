@@ -147,7 +147,7 @@ class Dataplane:
         now = self._clock()
         if isinstance(event, RouteEvent):
             return self._edges.on_route(event, now)
-        of_host = self._hosts.on_event(event)
+        of_host = self._hosts.on_event(event, now)
         return (isinstance(event, LinkEvent) and self._edges.on_link(event, now)) or of_host
 
     def resync(self) -> None:
@@ -161,7 +161,7 @@ class Dataplane:
             return None
         periodic = self._upkeep.deadline if self._upkeep else None
         if self._backoff.deadline is None:
-            return earliest(self._edges.next_deadline(), periodic)
+            return earliest(self._edges.next_deadline(), self._hosts.next_deadline(), periodic)
         # What fails early in a cycle leaves the periods that come later overdue: no reason to go round in circles.
         return earliest(self._backoff.deadline, max(periodic or 0.0, self._ended + _PAUSE_IN_TROUBLE))
 
@@ -393,7 +393,7 @@ class Dataplane:
             self._hosts.resync()
         elif self._upkeep.parameters_due(now):
             self._edges.check_parameters()
-        if await self._hosts.resolve():
+        if await self._hosts.resolve(now):
             for renderer in self._renderers.values():
                 renderer.set_hosts(self._hosts.interfaces)
         self._set_failures = await self._ipsets.write()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Final
 
 from calipy.felix import hosts
 from calipy.felix.config import FelixConfig
@@ -13,6 +14,9 @@ from calipy.felix.ownership import is_workload_interface
 from calipy.kernel.links import Link, LinkAddress, Links
 from calipy.kernel.monitor import AddressEvent, LinkEvent
 from calipy.kernel.netlink import NetlinkSocket
+
+_GRACE: Final = 0.1
+"""Seconds for which a removed address still counts: renewing a lease may take it away and give it back."""
 
 
 class HostEndpoints:
@@ -31,7 +35,7 @@ class HostEndpoints:
         self._endpoints: dict[str, HostEndpoint] = {}
         self._addresses: dict[str, frozenset[str]] = {}
         self._up: frozenset[str] = frozenset()
-        self._stale = True
+        self._due: float | None = float("-inf")
 
     def close(self) -> None:
         """Close the socket."""
@@ -40,7 +44,7 @@ class HostEndpoints:
     def reconfigure(self, config: FelixConfig) -> None:
         """Take over new parameters."""
         self._config = config
-        self._stale = True
+        self.resync()
 
     def update(self, changes: Mapping[str, HostEndpoint | None]) -> None:
         """Take in what the graph says; effective with the next ``resolve``."""
@@ -49,21 +53,26 @@ class HostEndpoints:
                 self._endpoints.pop(name, None)
             else:
                 self._endpoints[name] = endpoint
-            self._stale = True
+            self.resync()
 
-    def on_event(self, event: LinkEvent | AddressEvent) -> bool:
+    def on_event(self, event: LinkEvent | AddressEvent, now: float) -> bool:
         """Note what happened to a link or address; True if it calls for ``resolve``."""
         name = event.name if isinstance(event, LinkEvent) else event.address.interface
         if not self._endpoints or is_workload_interface(name, self._config.interface_prefixes):
             return False
-        self._stale = True
+        due = now + _GRACE if isinstance(event, AddressEvent) and event.gone else now
+        self._due = due if self._due is None else min(due, self._due)
         return True
 
     def resync(self) -> None:
         """Have the next ``resolve`` read links and addresses."""
-        self._stale = True
+        self._due = float("-inf")
 
-    async def resolve(self) -> bool:
+    def next_deadline(self) -> float | None:
+        """When ``resolve`` has something to do without any event."""
+        return self._due
+
+    async def resolve(self, now: float) -> bool:
         """Read what is needed and work out who governs what; True if ``interfaces`` is another one now.
 
         Nothing is read without a host endpoint.
@@ -71,14 +80,14 @@ class HostEndpoints:
         Raises:
             KernelError: links or addresses cannot be read.
         """
-        if not self._stale:
+        if self._due is None or self._due > now:
             return False
-        self._stale = False
+        self._due = None
         if self._endpoints:
             try:
                 links, addresses = await asyncio.to_thread(self._read)
             except BaseException:
-                self._stale = True
+                self.resync()
                 raise
             self._up = frozenset(link.name for link in links if link.running)
             self._addresses = self._by_interface(addresses)
