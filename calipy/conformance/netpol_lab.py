@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from calipy.cni import veth
-from calipy.conformance.netpol_case import UPLINK, Cluster, Site
+from calipy.conformance.netpol_case import UPLINK, Cluster, Probe, Site
 from calipy.errors import KernelError
 from calipy.kernel import netns, process, sysctl
 from calipy.kernel.links import Links, VethEnd
@@ -105,10 +105,20 @@ class Lab:
         for station in (*self._machines.values(), *self._pods.values()):
             os.close(station.netns_fd)
 
-    def forget_connections(self, nodes: Iterable[str]) -> None:
-        """Empty the nodes' connection tracking tables."""
+    def forget_connections(self, nodes: Iterable[str], probes: Iterable[Probe]) -> None:
+        """Have the nodes' connection tracking forget earlier probes from the fixed ports of these ones, and no others.
+
+        An agent's own connection to etcd would stall without its entry until the agent happens to send something.
+        """
+        fixed = {
+            (f"ipv{probe.family}", probe.protocol, str(probe.source_port)) for probe in probes if probe.source_port
+        }
         for name in nodes:
-            process.run(["conntrack", "-F"], netns_fd=self._machines[name].netns_fd).check()
+            for family, protocol, port in fixed:
+                argv = ["conntrack", "-D", "-f", family, "-p", protocol, "--orig-port-src", port]
+                done = process.run(argv, netns_fd=self._machines[name].netns_fd)
+                if "0 flow entries" not in done.stderr:  # which is its only failure that is none
+                    done.check()
 
     def _new_machine(self, name: str) -> Station:
         station = self._machines[name] = Station(name, _new_namespace())

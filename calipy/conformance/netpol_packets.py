@@ -134,8 +134,8 @@ class PacketRunner:
             for number, state in enumerate(states):
                 closed = closed_throughout(states[number - 1], state) if number else []
                 await self._bring(state, closed, findings)
-                if not self._flows and any(parse_probe(probe).source_port for probe in state.tables):
-                    await asyncio.to_thread(self._lab.forget_connections, state.cluster.nodes)
+                probes = [parse_probe(probe) for probe in state.tables]
+                await asyncio.to_thread(self._lab.forget_connections, state.cluster.nodes, probes)
                 await self._check_flows(case, number, state, findings)
                 await self._check_cells(state, findings)
                 await self._open_flows(case, number, state, findings)

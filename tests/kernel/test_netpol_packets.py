@@ -18,8 +18,11 @@ SEEDS = range(8)
 ROOT = Path(os.environ.get("CALIPY_CONFORMANCE", Path(__file__).resolve().parents[3] / "shared" / "conformance"))
 REPRESENTATIVE = (
     "cal-endpoint-to-host-02",
+    "cal-host-endpoint-05",
+    "cal-pre-dnat-02",
     "cal-profiles-02",
     "cal-tiers-01",
+    "cal-untracked-01",
     "k8s-dual-stack-01",
     "k8s-held-flow-01",
     "k8s-held-flow-02",
@@ -133,7 +136,7 @@ def test_representative_cases_pass(tmp_path: Path) -> None:
 
 
 def test_packets_go_as_the_evaluator_says(tmp_path: Path) -> None:
-    """Random policies of both kinds in three tiers, changed at random: every cell is as the evaluator has it."""
-    write(tmp_path, *(make_case(seed, steps=2) for seed in SEEDS))
+    """Random policies for pods and nodes in three tiers, changed at random: every cell is as the evaluator has it."""
+    write(tmp_path, *(make_case(seed, steps=2, hosts=seed % 2 == 1) for seed in SEEDS))
     results, text = run(tmp_path, tmp_path, "--backend", "legacy")
     assert [result["outcome"] for result in results.values()] == ["passed"] * len(SEEDS), text
