@@ -112,6 +112,23 @@ class ClusterTable:
             self._nodes[name] = node
         self._dirty_nodes.add(name)
 
+    def covering(self, prefix: Prefix) -> tuple[Prefix, str | None, bool, str] | None:
+        """The block that covers a prefix: its owner, whether its claim is confirmed, and who uses the address.
+
+        The last is "" for a free address, or a prefix that is no single one. O(length of an address).
+        """
+        for length in range(prefix.prefixlen, -1, -1):
+            cidr: Prefix = prefix.supernet(new_prefix=length)
+            hosts = self._confirmed.get(cidr, frozenset())
+            if (use := self._blocks.get(cidr)) is None and not hosts:
+                continue
+            use = use or _Use(min(hosts), {})
+            bit = 1 << (int(prefix.network_address) - int(cidr.network_address))
+            single = prefix.prefixlen == prefix.max_prefixlen
+            user = next((name for name, mask in use.users.items() if single and mask & bit), "")
+            return cidr, use.owner, use.owner in hosts, user
+        return None
+
     def take(self) -> dict[Prefix, Attributes | None]:
         """What has changed since the last call; None: no route any more."""
         touched: set[Prefix] = set()

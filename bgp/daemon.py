@@ -25,13 +25,14 @@ from typing import Any, Final
 
 from calipy import api_client, clock, log
 from calipy.api import Handler, Server
-from calipy.bgp import fib, status, view
+from calipy.bgp import explain, fib, status, view
 from calipy.bgp.cluster import ClusterRoutes
 from calipy.bgp.decision import Best
 from calipy.bgp.exabgp.config import SpeakerSession, checked_key, environment
 from calipy.bgp.exabgp.events import Event, ShownRoute
 from calipy.bgp.exabgp.process import Paths, SpeakerProcess
 from calipy.bgp.exabgp.speaker import Speaker
+from calipy.bgp.explain import Origin
 from calipy.bgp.exporting import ExportPolicy
 from calipy.bgp.fib import Resolver
 from calipy.bgp.importing import ImportPolicy
@@ -122,7 +123,7 @@ class Bgpd:
         """
         self._paths.prepare()
         self._kernel.start()
-        handlers: dict[str, Handler] = {"status": self.status, "routes": self.routes}
+        handlers: dict[str, Handler] = {"status": self.status, "routes": self.routes, "explain": self.explain}
         server = Server(self.options.run_dir / "bgpd.sock", handlers)
         with Monitor() as monitor:
             async with server, asyncio.TaskGroup() as tasks:
@@ -472,13 +473,53 @@ class Bgpd:
 
     async def routes(self, params: dict[str, Any]) -> list[Any]:
         """The answer to ``routes``: RIB and kernel, of all prefixes or of those that cover ``prefix``."""
-        text = params.get("prefix")
-        try:
-            only = parse_prefix(text) if text else None
-        except (ValueError, TypeError) as error:
-            raise InvalidInputError("not a prefix", field="prefix", value=text, remedy="e.g. 10.244.0.0/26") from error
+        only = _prefix(params["prefix"]) if params.get("prefix") else None
         failures = {dst: failure.reason for dst, failure in self._kernel.failures.items()}
         return status.routes(self._rib, self._kernel.actual, failures, only)
+
+    async def explain(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The answer to ``explain``: the chain from a prefix's origin to this kernel's route."""
+        asked = _prefix(params.get("prefix"))
+        origin = Origin(*(self._view.cluster.covering(asked) or ()))
+        originated, loc_rib = self._export_policy.originated, self._rib.loc_rib()
+        known = self._rib.prefixes() | originated.prefixes() | originated.hidden | self._kernel.actual.keys()
+        target = explain.destination(asked, origin, known)
+        states = self.sessions.states()
+
+        def kept_back(peer: IPAddress) -> str:
+            session = states[peer].session
+            return self._export_policy.kept_back(session, target, loc_rib, self._local_address(session))
+
+        failure = self._kernel.failures.get(target)
+        facts = explain.Facts(
+            asked=asked,
+            target=target,
+            hostname=self.hostname,
+            from_datastore=self._cluster.mode == "datastore",
+            origin=origin,
+            originated=originated,
+            sessions=explain.tellings(
+                {peer: (state.session.node, state.up, state.info) for peer, state in states.items()},
+                self._export_policy.exports(loc_rib, self._local_address),
+                self._speaker.told,
+                target,
+                kept_back,
+            ),
+            paths=tuple(self._rib.paths(target)),
+            best=self._rib.best(target),
+            resolve=self._resolver.get,
+            programming=self._programming,
+            kernel=self._kernel.actual.get(target),
+            failure=failure.reason if failure else "",
+        )
+        return explain.explain(facts).as_json()
+
+
+def _prefix(text: object) -> Prefix:
+    try:
+        return parse_prefix(str(text or ""))
+    except ValueError as error:
+        raise InvalidInputError("not a prefix", field="prefix", value=text, remedy="e.g. 10.244.0.0/26") from error
 
 
 async def main(store: Store, hostname: str, options: Options | None = None) -> int:

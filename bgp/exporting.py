@@ -87,3 +87,35 @@ class ExportPolicy:
             if verdict.action == "Accept" or (not verdict.action and (prefix in own or prefix in passed)):
                 accepted[prefix] = verdict.attributes
         return accepted
+
+    def kept_back(
+        self, session: Session, prefix: Prefix, loc_rib: Mapping[Prefix, Best], local: IPAddress | None
+    ) -> str:
+        """Why a session is not told of a prefix, for people; only for one that it is not told of."""
+        if prefix.version != session.family:
+            return f"an IPv{session.family} session"
+        if local is None:
+            return "no route to the peer"
+        own = self.originated.exports(session, local) | self.originated.hidden_exports(session, local)
+        best = loc_rib.get(prefix)
+        every = Reflector(self.cluster_id, lambda _: True, self.sessions)
+        passed = every.exports({prefix: best}, session, local) if best else {}
+        attributes = own.get(prefix) or passed.get(prefix)
+        if attributes is None:
+            return (
+                "learned from iBGP, not passed on: this node is no reflector for it" if best else "nothing to announce"
+            )
+        verdict = filters.judge(
+            self.filters,
+            session,
+            "export",
+            prefix,
+            attributes,
+            learned=prefix not in own,
+            interface="" if prefix in own else self.interface(prefix),
+        )
+        if verdict.action == "Reject":
+            return verdict.rule
+        if prefix in own:
+            return "in no pool, or in one with disableBGPExport"
+        return "learned, and no filter lets it pass: this node is no transit"

@@ -21,6 +21,7 @@ def command() -> None:
       calipy bgp peers
       calipy bgp routes
       calipy bgp routes 10.244.1.5
+      calipy bgp explain 10.244.1.5
     """
 
 
@@ -93,6 +94,33 @@ def routes(prefix: str | None, output: str) -> None:
         ]
     columns = ("PREFIX", "PEER", "NEXT HOP", "AS PATH", "DECISION", "KERNEL")
     click.echo(render.table(columns, rows) if rows else "No routes.")
+
+
+@command.command()
+@click.argument("prefix")
+@_FORM
+def explain(prefix: str, output: str) -> None:
+    """Show why traffic to PREFIX (or an address) goes where it goes from this node, and where the chain breaks.
+
+    From the block it belongs to, over the peers that it is announced to or learned from and the best path, to the
+    kernel's route. Exits with 1 if the chain breaks.
+
+    \b
+    Examples:
+      calipy bgp explain 10.244.1.5
+      calipy bgp explain 10.244.1.0/26 -o json
+    """
+    found: dict[str, Any] = api_client.call(api_client.bgpd_socket(), "explain", {"prefix": prefix})
+    if output != "table":
+        click.echo(render.structured(found, output))
+    else:
+        click.echo(f"{found['asked']} on {found['node']}: decided by {found['prefix']}")
+        for step in found["steps"]:
+            click.echo(f"  {step['step']:<10} {'ok' if step['ok'] else 'BREAKS':<7} {step['text']}")
+            for detail in step["details"]:
+                click.echo(f"{'':21}{detail}")
+    if found["broken"]:
+        click.get_current_context().exit(1)
 
 
 def _judged(path: dict[str, Any], reason: str) -> str:

@@ -1,0 +1,49 @@
+"""``calipy bgp explain`` beside the real thing: what it says is what the kernels have."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from calipy.cli.bgp import command
+from tests.support.bgp import BgpLab, BgpNode, eventually, eventually_is
+
+pytestmark = pytest.mark.kernel
+
+
+def test_each_link_of_the_chain(bgp_lab: BgpLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working block, a borrowed address, a node that is away, a claim in the making, a hidden pool, an own block."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.pool("10.99.0.0/16", "hidden", disable_bgp_export=True)
+    bgp_lab.block("10.244.1.0/26", "n1")
+    bgp_lab.block("10.99.1.0/26", "n1")
+    bgp_lab.block("10.244.2.0/26", "n2", used={7: "n2"})
+    bgp_lab.block("10.244.3.0/26", "n3", used={5: "n2"})
+    bgp_lab.block("10.244.4.0/26", "n2", state="pending")
+    n1, n2 = bgp_lab.node("n1", "10.77.1.1/24"), bgp_lab.node("n2", "10.77.1.2/24")
+    bgp_lab.node("n3", "10.77.1.3/24", start=False)
+    eventually_is("routes", {"10.244.2.0/26": (n2.address,), "10.244.3.5/32": (n2.address,)}, n1.gateways)
+
+    def ask(node: BgpNode, prefix: str) -> dict[str, Any]:
+        monkeypatch.setenv("CALIPY_RUN_DIR", str(node.directory))
+        done = CliRunner().invoke(command, ["explain", prefix, "-o", "json"])
+        found: dict[str, Any] = json.loads(done.output)
+        assert done.exit_code == (1 if found["broken"] else 0)
+        return found
+
+    working = ask(n1, "10.244.2.7")
+    assert (working["prefix"], working["broken"]) == ("10.244.2.0/26", "")
+    assert working["steps"][-1]["text"] == "10.244.2.0/26 via 10.77.1.2 dev eth0 metric 1024"
+    assert (ask(n1, "10.244.3.5")["prefix"], ask(n1, "10.244.3.5")["broken"]) == ("10.244.3.5/32", "")
+    assert "the session with n3 (10.77.1.3) is not up" in ask(n1, "10.244.3.9")["broken"]
+    assert "affinity not confirmed" in ask(n1, "10.244.4.1")["broken"]
+    assert "disableBGPExport" in ask(n1, "10.99.1.1")["broken"]
+    eventually("told", lambda: not ask(n1, "10.244.1.0/26")["broken"])
+    own = next(step for step in ask(n1, "10.244.1.0/26")["steps"] if step["step"] == "announced")
+    assert "10.77.1.2 (n2): told" in own["details"]
+    monkeypatch.setenv("CALIPY_RUN_DIR", str(n1.directory))
+    shown = CliRunner().invoke(command, ["explain", "10.244.4.1"])
+    assert "BREAKS" in shown.output
