@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from calipy.felix.config import FelixConfig
+from calipy.felix.graph import Graph
+from calipy.felix.hosts import resolve
 from calipy.felix.messages import ActivePolicy, ActiveProfile, Changes, HostEndpoint, PolicyID, Rule, TierInfo
 from calipy.felix.render.names import ANY_INTERFACE
 from calipy.felix.render.renderer import Renderer
+from tests.support.objects import global_policy, make
 
 CONFIG = FelixConfig()
 ESTABLISHED = "-m conntrack --ctstate RELATED,ESTABLISHED --jump"
@@ -261,3 +264,117 @@ def test_a_policy_that_changes_place_takes_its_chains_along() -> None:
     renderer.set_hosts({"eth0": HostEndpoint("h", "eth0", untracked=tiers("p"))})
     assert rules(renderer, "filter", "cali-po-gnp/p") is rules(renderer, "mangle", "cali-po-gnp/p") is None
     assert rules(renderer, "raw", "cali-po-gnp/p") is not None
+
+
+RECORDED = {
+    ("raw", "cali-OUTPUT"): "tTi_3jFgvxUFsObH",
+    ("raw", "cali-PREROUTING"): "8A061i5zP9KV-opa",
+    ("raw", "cali-failsafe-in"): "r2XbJ4DDeEDLpH9E",
+    ("raw", "cali-failsafe-out"): "sjYTW34xQM8oL0Bg",
+    ("raw", "cali-fh-eth0"): "FUpQQ9WMFiTCE6ct",
+    ("raw", "cali-fh-eth1"): "kGBkxXbRgeT7Ouki",
+    ("raw", "cali-from-host-endpoint"): "hzWbsV6AzQNCKw96",
+    ("raw", "cali-th-eth0"): "5L8Tfu6P_akbMd-n",
+    ("raw", "cali-th-eth1"): "6aApzxDv7FK4KeX5",
+    ("raw", "cali-to-host-endpoint"): "jYGBfrIuKUCuNmm3",
+    ("mangle", "cali-PREROUTING"): "Cg96MgVuoPm7UMRo",
+    ("mangle", "cali-failsafe-in"): "vSprVE-4rient0wc",
+    ("mangle", "cali-failsafe-out"): "EoOkKdH0fekirfk8",
+    ("mangle", "cali-fh-any-interface-at-all"): "6ArCgbwu6ZAYl13a",
+    ("mangle", "cali-fh-eth0"): "wf7DO1Qh82yZ6IoB",
+    ("mangle", "cali-fh-eth1"): "vVq6-7egsr4UtdfZ",
+    ("mangle", "cali-from-host-endpoint"): "29HLTLTFGRAtt5jv",
+    ("mangle", "cali-th-any-interface-at-all"): "E5658mToSaouE-JF",
+    ("mangle", "cali-th-eth0"): "SGMHS1nRdExBJogN",
+    ("mangle", "cali-th-eth1"): "1XbCqKZ1Q8xzMXsH",
+    ("mangle", "cali-to-host-endpoint"): "_TNDz_5H0wLrEJy5",
+    ("filter", "cali-FORWARD"): "rnKNH2WxGcRQcIlD",
+    ("filter", "cali-INPUT"): "pARw-KZUlQru4OX0",
+    ("filter", "cali-OUTPUT"): "IL6b-f6R0sfjMo-y",
+    ("filter", "cali-failsafe-in"): "vSprVE-4rient0wc",
+    ("filter", "cali-failsafe-out"): "EoOkKdH0fekirfk8",
+    ("filter", "cali-fh-any-interface-at-all"): "ULGCbd4k5JvgYYPq",
+    ("filter", "cali-fh-eth0"): "pYu0WfJBmIeXHmQp",
+    ("filter", "cali-fh-eth1"): "eHep4BQdjJLv2hGi",
+    ("filter", "cali-fhfw-_Nqh4HyA73udmyanQI"): "ZBAhzoDg3n7U_0ou",
+    ("filter", "cali-fhfw-eth0"): "akAqEqU_KigW8fyg",
+    ("filter", "cali-fhfw-eth1"): "-9379u10KsnUKcnj",
+    ("filter", "cali-from-hep-forward"): "LXI_rhCxdnEpa8nE",
+    ("filter", "cali-from-host-endpoint"): "29HLTLTFGRAtt5jv",
+    ("filter", "cali-th-any-interface-at-all"): "azgnakGCn_rYhZwc",
+    ("filter", "cali-th-eth0"): "5D_CmOosNa6GUzb5",
+    ("filter", "cali-th-eth1"): "XwWUOtDaiM8p90kE",
+    ("filter", "cali-thfw-_Nqh4HyA73udmyanQI"): "2vyiBnQrCfZMHpNH",
+    ("filter", "cali-thfw-eth0"): "7imClx_FgwCI3f2F",
+    ("filter", "cali-thfw-eth1"): "pfG1PhMnm5K2I6dA",
+    ("filter", "cali-to-hep-forward"): "cQCwS-ou6J7-qFeC",
+    ("filter", "cali-to-host-endpoint"): "5yp2ZnSkiUDYne2b",
+}
+"""Last hash of each chain, which depends on all its rules, as the real Felix wrote them for the objects below."""
+
+
+def test_chains_are_those_of_the_real_felix() -> None:
+    """Each program takes the other's chains over without rewriting them: names, rules and their order are the same."""
+    allow, both = [{"action": "Allow"}], ["Ingress", "Egress"]
+
+    def rule(action: str, **ports: Any) -> list[dict[str, Any]]:
+        return [{"action": action, "protocol": "TCP", **{side: {"ports": [port]} for side, port in ports.items()}}]
+
+    every = {"selector": "has(role) || has(every)", "order": 3, "applyOnForward": True}
+    graph = Graph("node1")
+    for key, value in (
+        make("Tier", "default", {"order": 1000000}),
+        make("Profile", "open", {"ingress": allow, "egress": allow}),
+        make(
+            "HostEndpoint",
+            "h",
+            {"node": "node1", "interfaceName": "eth0", "profiles": ["open"]},
+            labels={"role": "host"},
+        ),
+        make("HostEndpoint", "h2", {"node": "node1", "expectedIPs": ["172.17.0.1"]}, labels={"role": "host2"}),
+        make(
+            "HostEndpoint",
+            "all",
+            {"node": "node1", "interfaceName": "*", "profiles": ["open"]},
+            labels={"every": "where"},
+        ),
+        global_policy(
+            "normal",
+            selector="role == 'host'",
+            order=2,
+            types=both,
+            ingress=rule("Allow", destination=80),
+            egress=[{"action": "Deny", "protocol": "UDP"}],
+        ),
+        global_policy(
+            "aof",
+            selector="role == 'host'",
+            order=1,
+            applyOnForward=True,
+            types=["Ingress"],
+            ingress=rule("Allow", destination=81),
+        ),
+        global_policy("early", **every, preDNAT=True, types=["Ingress"], ingress=rule("Deny", destination=82)),
+        global_policy(
+            "raw",
+            **every,
+            doNotTrack=True,
+            types=both,
+            ingress=rule("Allow", destination=83),
+            egress=rule("Allow", source=83),
+        ),
+    ):
+        graph.on_update(key, value)
+    graph.on_in_sync()
+    told = graph.flush()
+    renderer = Renderer(4, CONFIG)
+    renderer.update(told)
+    endpoints = [endpoint for endpoint in told.host_endpoints.values() if endpoint]
+    renderer.set_hosts(resolve(endpoints, {"eth1": frozenset({"172.17.0.1"})}, ("cali",)))
+    written = {
+        (table, chain.name): chain.hashes[-1]
+        for table in ("raw", "mangle", "filter")
+        for chain in renderer.tables[table].programmed()  # type: ignore[index]
+        if (table, chain.name) in RECORDED
+    }
+    assert written == RECORDED
