@@ -246,8 +246,8 @@ class Dataplane:
 
     @property
     def warnings(self) -> list[str]:
-        """What is not wrong in itself but will surprise the pods."""
-        return self._edges.warnings
+        """What is not wrong in itself but will surprise."""
+        return [*self._edges.warnings, *self._hosts.warnings]
 
     @property
     def _families(self) -> tuple[Family, ...]:

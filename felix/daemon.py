@@ -58,7 +58,7 @@ class FelixStatus:
         endpoints: state of each local endpoint.
         host_endpoints: state of each host endpoint of this node, by name.
         drift: the last differences that others caused in the kernel and that were put right.
-        warnings: what is not wrong in itself but will surprise the pods.
+        warnings: what is not wrong in itself but will surprise.
         applied_revision: everything that the datastore held at this revision has been brought into the kernel without
             an error; 0 before the first time.
     """

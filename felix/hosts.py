@@ -41,6 +41,18 @@ def resolve(
     return found
 
 
+def warnings(resolved: Mapping[str, HostEndpoint]) -> list[str]:
+    """What the host endpoints ask for and cannot get."""
+    everywhere = resolved.get(ANY_INTERFACE)
+    if everywhere is None or not everywhere.untracked:
+        return []
+    names = sorted({policy.name for tier in everywhere.untracked for policy in (*tier.ingress, *tier.egress)})
+    return [
+        f"untracked policy ({', '.join(names)}) has no effect on host endpoint {everywhere.name}: it is for all "
+        "interfaces; name the interface, or give its address"
+    ]
+
+
 def problem(
     endpoint: HostEndpoint, resolved: Mapping[str, HostEndpoint], up: frozenset[str], prefixes: tuple[str, ...]
 ) -> str:

@@ -105,6 +105,11 @@ class HostEndpoints:
         """Why a host endpoint is not in force; "" if it is."""
         return hosts.problem(self._endpoints[name], self.interfaces, self._up, self._config.interface_prefixes)
 
+    @property
+    def warnings(self) -> list[str]:
+        """What the host endpoints ask for and cannot get."""
+        return hosts.warnings(self.interfaces)
+
     def _read(self) -> tuple[list[Link], list[LinkAddress]]:
         return self._links.list_links(), self._links.list_addresses()
 

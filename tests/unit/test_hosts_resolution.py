@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from calipy.felix.hosts import problem, resolve
-from calipy.felix.messages import HostEndpoint
+from calipy.felix.hosts import problem, resolve, warnings
+from calipy.felix.messages import HostEndpoint, PolicyID, TierInfo
 from calipy.felix.render.names import ANY_INTERFACE
 
 PREFIXES = ("cali",)
@@ -65,3 +65,11 @@ def test_interfaces_of_pods_are_not_the_hosts() -> None:
     assert _names(HostEndpoint("h", "", ("192.0.2.99", "203.0.113.1"))) == {}
     assert _names(HostEndpoint("h", "eth+")) == {}
     assert _why(HostEndpoint("h", "eth+")) == "'eth+' is not the name of an interface"
+
+
+def test_untracked_policy_for_all_interfaces_is_warned_of() -> None:
+    """It has no effect there; on a named interface it has, and nothing is said."""
+    tiers = (TierInfo("default", "Deny", (PolicyID("GlobalNetworkPolicy", "", "fast"),), ()),)
+    [warning] = warnings(resolve([HostEndpoint("h", "*", untracked=tiers)], ADDRESSES, PREFIXES))
+    assert warning.startswith("untracked policy (fast) has no effect on host endpoint h")
+    assert warnings(resolve([HostEndpoint("h", "eth0", untracked=tiers)], ADDRESSES, PREFIXES)) == []
