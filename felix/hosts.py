@@ -47,10 +47,8 @@ def warnings(resolved: Mapping[str, HostEndpoint]) -> list[str]:
     if everywhere is None or not everywhere.untracked:
         return []
     names = sorted({policy.name for tier in everywhere.untracked for policy in (*tier.ingress, *tier.egress)})
-    return [
-        f"untracked policy ({', '.join(names)}) has no effect on host endpoint {everywhere.name}: it is for all "
-        "interfaces; name the interface, or give its address"
-    ]
+    name = everywhere.name
+    return [f"untracked policy ({', '.join(names)}) has no effect on host endpoint {name}, which is for all interfaces"]
 
 
 def problem(
