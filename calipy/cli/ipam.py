@@ -143,12 +143,14 @@ async def _show_configuration(place: Place) -> Output:
 @click.option(
     "--strictaffinity", type=click.BOOL, default=None, help="true: never take an address from another node's block."
 )
-@click.option("--max-blocks-per-host", type=click.IntRange(0, 1_000_000), default=None, help="0 means 20; per family.")
 @click.option(
-    "--ip-cooldown-seconds",
-    type=click.IntRange(0, 1200),
+    "--max-blocks-per-host",
+    type=int,
     default=None,
-    help="How long a released address stays unused.",
+    help="0 means 20; per family; up to 1000000. Needs strict affinity.",
+)
+@click.option(
+    "--ip-cooldown-seconds", type=int, default=None, help="How long a released address stays unused; up to 1200."
 )
 @click.option(
     "--kubevirt-ip-persistence",
@@ -182,6 +184,8 @@ def configure(
 async def _configure(
     place: Place, strict: bool | None, max_blocks: int | None, cooldown: int | None, persistence: str | None
 ) -> Output:
+    if strict is None and max_blocks is None and cooldown is None and persistence is None:
+        return Output(text="nothing to configure: give at least one setting (--help lists them)", exit_code=1)
     allocator = place.allocator()
     config = await allocator.config()
     changed = replace(
@@ -192,7 +196,10 @@ async def _configure(
         kubevirt_vm_address_persistence=persistence or config.kubevirt_vm_address_persistence or "Enabled",
     )
     await allocator.set_config(changed)
-    return Output(text="configured")
+    # Calico stores what is out of range, and so others may find it there: it is stored, but not without a word.
+    meant = (("--max-blocks-per-host", max_blocks, 1_000_000), ("--ip-cooldown-seconds", cooldown, 1200))
+    odd = [f"{name}={value} is outside 0 to {most}" for name, value, most in meant if not 0 <= (value or 0) <= most]
+    return Output(text="; ".join(["configured", *odd]))
 
 
 @command.command()
@@ -202,6 +209,10 @@ def release(address: str | None) -> None:
     """Release an address that nobody uses any more.
 
     The address is free at once: make sure that no pod uses it (calipy ipam show --ip, calipy ipam check).
+
+    \b
+    Example:
+      calipy ipam release --ip 10.65.0.7
     """
     do(lambda place: _release(place, address))
 

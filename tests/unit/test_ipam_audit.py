@@ -134,16 +134,25 @@ async def test_vast_pools_are_shown_in_powers_of_ten() -> None:
     assert (await say(store, "show")).rows[0][2] == "1.2089e+24"
 
 
-@pytest.mark.parametrize(
-    "arguments", [("--max-blocks-per-host=-1",), ("--ip-cooldown-seconds=1201",), ("--strictaffinity=maybe",)]
-)
-async def test_configure_refuses_what_is_out_of_range(arguments: tuple[str, ...]) -> None:
-    """The command checks ranges, which Calico's library does not; nothing is written."""
+@pytest.mark.parametrize("arguments", [(), ("--strictaffinity=maybe",), ("--max-blocks-per-host=many",)])
+async def test_configure_refuses_what_says_nothing(arguments: tuple[str, ...]) -> None:
+    """Without a setting, or with one that is no value, nothing is written."""
     store = MemoryStore()
     await start(store)
     before = (await store.list("/calico/")).revision
     assert (await say(store, "configure", *arguments)).exit_code == 1
     assert (await store.list("/calico/")).revision == before
+
+
+@pytest.mark.parametrize("argument", ["--max-blocks-per-host=-1", "--ip-cooldown-seconds=1201"])
+async def test_configure_tells_what_is_out_of_range(argument: str) -> None:
+    """Numbers out of range are stored, as by Calico, and said to be so."""
+    store = MemoryStore()
+    await start(store)
+    await say(store, "configure", "--strictaffinity=true")
+    output = await say(store, "configure", argument)
+    assert output.exit_code == 0
+    assert f"{argument} is outside" in output.text
 
 
 async def test_configure_keeps_what_it_is_not_told() -> None:
