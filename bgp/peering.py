@@ -7,6 +7,7 @@ selects (reverse peering). Sessions are IPv4 over IPv4 and IPv6 over IPv6, one p
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 from collections.abc import Iterator, Mapping
@@ -43,11 +44,7 @@ class NodeInfo:
         """Its BGP address of a family; None without one, or with one that is not an address."""
         if self.spec.bgp is None:
             return None
-        text = self.spec.bgp.ipv4_address if family == 4 else self.spec.bgp.ipv6_address
-        try:
-            return ipaddress.ip_interface(text).ip
-        except ValueError:
-            return None
+        return _address(self.spec.bgp.ipv4_address if family == 4 else self.spec.bgp.ipv6_address)
 
     @property
     def cluster_id(self) -> IPv4Address | None:
@@ -57,6 +54,15 @@ class NodeInfo:
             return IPv4Address(text) if text else None
         except ValueError:
             return None
+
+
+@functools.lru_cache(maxsize=16384)
+def _address(text: str) -> IPAddress | None:
+    """Cached: a mesh asks for each node's address once for every other node."""
+    try:
+        return ipaddress.ip_interface(text).ip
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

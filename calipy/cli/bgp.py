@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
 from calipy import api_client
-from calipy.cli import render
+from calipy.bgp import plan as planning
+from calipy.cli import manifest, render
+from calipy.cli.resource import datastore_options
+from calipy.cli.session import check_release, current
+from calipy.datastore import validation
+from calipy.datastore.client import Client
+from calipy.errors import InvalidInputError
 
 _FORM = click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
 
@@ -22,6 +28,7 @@ def command() -> None:
       calipy bgp routes
       calipy bgp routes 10.244.1.5
       calipy bgp explain 10.244.1.5
+      calipy bgp plan -f reflectors.yaml
     """
 
 
@@ -121,6 +128,65 @@ def explain(prefix: str, output: str) -> None:
                 click.echo(f"{'':21}{detail}")
     if found["broken"]:
         click.get_current_context().exit(1)
+
+
+@command.command()
+@click.option(
+    "-f", "--filename", "file", type=click.File(), required=True, help="File with resources, YAML or JSON; - for stdin."
+)
+@click.option("--delete", "deleting", is_flag=True, help="Plan the deletion of the file's resources.")
+@_FORM
+@datastore_options
+def plan(file: TextIO, deleting: bool, output: str, config_file: str | None, allow_version_mismatch: bool) -> None:
+    """Show what applying a file would do to the BGP sessions of all nodes; nothing is written.
+
+    The file's Nodes, BGPPeers and BGPConfigurations are laid over the datastore's. Sessions are added, removed, changed
+    (they go down and come back with other settings) or kept. A change that leaves groups of nodes without each other's
+    routes is refused, with their members: exit code 1. Peers outside of the cluster are taken to be connected.
+
+    \b
+    Examples:
+      calipy bgp plan -f reflectors.yaml
+      calipy bgp plan -f reflectors.yaml --delete -o json
+    """
+    resources = [one for one in manifest.read(file.read()) if one.kind in planning.KINDS]
+    if not resources:
+        raise InvalidInputError(
+            "nothing that BGP sessions depend on", field="--filename", value=file.name, remedy=", ".join(planning.KINDS)
+        )
+    for resource in resources:
+        validation.check(resource)
+
+    async def read(client: Client) -> dict[planning.ResourceKey, Any]:
+        await check_release(client, allow_mismatch=allow_version_mismatch)
+        return {(kind, one.name): one for kind in planning.KINDS for one in await client.list(kind)}
+
+    before = current(config_file).run(read)
+    changed = {(one.kind, one.name): one for one in resources}
+    after = {key: one for key, one in before.items() if key not in changed} if deleting else before | changed
+    found = planning.plan(before, after).as_json()
+    click.echo(render.structured(found, output) if output != "table" else _planned(found))
+    if found["refused"]:
+        click.get_current_context().exit(1)
+
+
+def _planned(found: dict[str, Any]) -> str:
+    rows = [
+        (what, f"{link['near']} - {link['far']}", f"IPv{link['family']}", ", ".join(link["because"]))
+        for what in ("added", "removed", "changed")
+        for link in found[what]
+    ]
+    lines = [render.table(("CHANGE", "SESSION", "FAMILY", "BECAUSE OF"), rows)] if rows else ["No session changes."]
+    counts = [f"{len(found[what])} {what}" for what in ("added", "removed", "changed")]
+    lines.append(", ".join((*counts, f"{found['kept']} kept")))
+    lines += [
+        f"one-sided, never up: {link['near']} - {link['far']} (IPv{link['family']})" for link in found["oneSided"]
+    ]
+    lines += [f"{source}: {problem}" for source, problem in found["problems"].items()]
+    if not found["refused"]:
+        lines += [f"islands (as before): {family}: {groups}" for family, groups in found["islands"].items()]
+    lines += [f"REFUSED: {reason}" for reason in found["refused"]]
+    return "\n".join(lines)
 
 
 def _judged(path: dict[str, Any], reason: str) -> str:
