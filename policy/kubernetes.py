@@ -101,7 +101,15 @@ def admit_network_policy(document: Mapping[str, Any]) -> dict[str, Any]:
     admitted: dict[str, Any] = deepcopy(dict(document))
     spec = _map(admitted, "spec", "spec")
     admitted["spec"] = spec
-    if not spec.get("policyTypes"):
+    types = spec.get("policyTypes") or []
+    if not isinstance(types, list):
+        raise InvalidInputError("not a list", field="spec.policyTypes", value=types, remedy="e.g. [Ingress]")
+    for i, kind in enumerate(types):
+        if kind not in {"Ingress", "Egress"}:
+            raise InvalidInputError(
+                "not a policy type", field=f"spec.policyTypes[{i}]", value=kind, remedy="Ingress or Egress"
+            )
+    if not types:
         spec["policyTypes"] = ["Ingress", "Egress"] if spec.get("egress") else ["Ingress"]
     for direction, peers in (("ingress", "from"), ("egress", "to")):
         for i, rule in enumerate(_list(spec, direction, f"spec.{direction}")):

@@ -27,7 +27,12 @@ def migrate() -> None:
 @migrate.command()
 @click.option("--config", "config_file", help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].")
 def lock(config_file: str | None) -> None:
-    """Make agents stop and refuse pods, until unlocked."""
+    """Make agents stop and refuse pods, until unlocked.
+
+    \b
+    Example:
+      calipy datastore migrate lock
+    """
     current(config_file).run(lambda client: _set_ready(client, ready=False))
     click.echo("locked")
 
@@ -35,7 +40,12 @@ def lock(config_file: str | None) -> None:
 @migrate.command()
 @click.option("--config", "config_file", help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].")
 def unlock(config_file: str | None) -> None:
-    """Let agents go on."""
+    """Let agents go on.
+
+    \b
+    Example:
+      calipy datastore migrate unlock
+    """
     current(config_file).run(lambda client: _set_ready(client, ready=True))
     click.echo("unlocked")
 
@@ -53,6 +63,10 @@ def migrate_policy_names(config_file: str | None) -> None:
     """Copy policies that older releases stored as default.NAME to NAME, and delete the old ones.
 
     Can be repeated after an interruption: the copy is written before the old one goes.
+
+    \b
+    Example:
+      calipy datastore migrate-policy-names
     """
     for line in current(config_file).run(move_policies):
         click.echo(line)

@@ -27,6 +27,10 @@ def split(number: int, cidr: str | None, name: str | None) -> None:
     """Cut a pool into NUMBER equal parts (a power of two). The datastore must be locked.
 
     The parts are called split-<name>-0 and so on; addresses and blocks stay as they are.
+
+    \b
+    Example:
+      calipy ipam split 4 --name default-ipv4-ippool
     """
     if (cidr is None) == (name is None):
         raise click.UsageError("give either --cidr or --name")
@@ -46,6 +50,11 @@ def check(show_all_ips: bool, form: str) -> None:
     """Check that blocks, handles, affinities, endpoints and nodes fit together.
 
     Every finding is explained with its evidence. Nothing is changed.
+
+    \b
+    Examples:
+      calipy ipam check
+      calipy ipam check --show-all-ips -o json
     """
     do(lambda place: _check(place, show_all=show_all_ips), form)
 
@@ -72,7 +81,12 @@ async def _check(place: Place, *, show_all: bool) -> Output:
 @output_option
 @config_option
 def capacity(form: str) -> None:
-    """Tell how many blocks and addresses each pool has left, and which node is the first to get none."""
+    """Tell how many blocks and addresses each pool has left, and which node is the first to get none.
+
+    \b
+    Example:
+      calipy ipam capacity
+    """
     do(_capacity, form)
 
 

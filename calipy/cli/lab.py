@@ -169,7 +169,7 @@ _format_inspect = _formats("table", "json", "csv")
 @click.option("--export-template", default="", hidden=True)
 @_pass
 def deploy(shared: _Shared, /, **flags: Any) -> None:
-    r"""Deploy a lab, or bring one that runs to what its file says now.
+    """Deploy a lab, or bring one that runs to what its file says now.
 
     \b
     Examples:
@@ -304,7 +304,7 @@ def _show(
 @click.option("--max-workers", type=int, default=0, hidden=True)
 @_pass
 def destroy(shared: _Shared, /, every: bool, yes: bool, cleanup: bool, node_filter: list[str], **_ignored: Any) -> None:
-    r"""Take a lab away. What a killed one left is removed, too.
+    """Take a lab away. What a killed one left is removed, too.
 
     \b
     Examples:
@@ -360,7 +360,12 @@ def destroy(shared: _Shared, /, every: bool, yes: bool, cleanup: bool, node_filt
 @_pass
 @click.pass_context
 def redeploy(ctx: click.Context, shared: _Shared, cleanup: bool, form: str) -> None:
-    """Destroy a lab and deploy it again."""
+    """Destroy a lab and deploy it again.
+
+    \b
+    Example:
+      calipy lab redeploy -t mesh.clab.yml --cleanup
+    """
     from calipy.containerlab import driver  # noqa: PLC0415 - start-up time
 
     wanted = _read(shared)
@@ -382,7 +387,7 @@ def redeploy(ctx: click.Context, shared: _Shared, cleanup: bool, form: str) -> N
 @_pass
 @click.pass_context
 def inspect(ctx: click.Context, shared: _Shared, every: bool, form: str, details: bool, wide: bool) -> None:
-    r"""Show the nodes of a lab.
+    """Show the nodes of a lab.
 
     \b
     Examples:
@@ -442,7 +447,13 @@ def _print_details(containers: Sequence[Mapping[str, Any]]) -> None:
 @click.option("-n", "--node", default="", help="Only this node (its long name, as inspect shows it).")
 @_pass
 def interfaces(shared: _Shared, form: str, node: str) -> None:
-    """Show the interfaces of the nodes of a lab."""
+    """Show the interfaces of the nodes of a lab.
+
+    \b
+    Examples:
+      calipy lab inspect interfaces -t mesh.clab.yml
+      calipy lab inspect interfaces --name mesh -n clab-mesh-n1 --format json
+    """
     import json  # noqa: PLC0415 - start-up time
 
     from calipy.containerlab import outputs  # noqa: PLC0415
@@ -484,7 +495,7 @@ def execute(
     form: str,
     strict: bool,
 ) -> None:
-    r"""Run commands in nodes. Plain results are lines on stderr, JSON goes to stdout.
+    """Run commands in nodes. Plain results are lines on stderr, JSON goes to stdout.
 
     With NODE and COMMAND instead of --cmd, run that one on this terminal; its exit status is this command's.
 
@@ -596,16 +607,31 @@ def _lifecycle(name: str, words: str) -> None:
         getattr(_lab(shared), name)(*names)
 
 
-_lifecycle("stop", "End the processes of nodes; their namespaces and interfaces stay.")
-_lifecycle("start", "Start nodes that were stopped or have exited.")
-_lifecycle("restart", "Stop and start nodes.")
+_lifecycle(
+    "stop",
+    "End the processes of nodes; their namespaces and interfaces stay.\n\n"
+    "\b\nExample:\n  calipy lab stop -t mesh.clab.yml -n n1",
+)
+_lifecycle(
+    "start",
+    "Start nodes that were stopped or have exited.\n\n\b\nExample:\n  calipy lab start -t mesh.clab.yml -n n1",
+)
+_lifecycle(
+    "restart",
+    "Stop and start nodes.\n\n\b\nExample:\n  calipy lab restart -t mesh.clab.yml -n n1",
+)
 
 
 @command.command()
 @_shared_flags
 @_pass
 def validate(shared: _Shared) -> None:
-    """Check a topology file and deploy nothing."""
+    """Check a topology file and deploy nothing.
+
+    \b
+    Example:
+      calipy lab validate -t mesh.clab.yml
+    """
     wanted = _read(shared)
     for warning in wanted.warnings:
         shared.say("warning", warning)
@@ -633,7 +659,12 @@ def save(shared: _Shared) -> None:
 @_node_filter
 @_pass
 def graph(shared: _Shared, form: str | None, direction: str, offline: bool, node_filter: list[str]) -> None:  # noqa: ARG001
-    """Write a graph of a topology into the lab directory."""
+    """Write a graph of a topology into the lab directory.
+
+    \b
+    Example:
+      calipy lab graph -t mesh.clab.yml --mermaid
+    """
     from calipy.containerlab import outputs  # noqa: PLC0415 - start-up time
 
     if not form:

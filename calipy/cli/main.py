@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any, Final
 
@@ -61,6 +62,11 @@ def main(arguments: list[str] | None = None, **extra: Any) -> None:
         calipy.main(args=arguments, prog_name="calipy", **extra)
     except CalipyError as error:
         click.echo(f"calipy: {error}", err=True)
+        sys.exit(1)
+    except PermissionError as error:
+        if os.geteuid() == 0:
+            raise
+        click.echo(f"calipy: {error.filename}: {error.strerror} (run calipy as root)", err=True)
         sys.exit(1)
 
 

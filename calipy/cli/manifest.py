@@ -69,11 +69,28 @@ def read(text: str, *, namespace: str = "") -> list[Resource[Any, Any]]:
     Raises:
         InvalidInputError: no document, or one that cannot be read; nothing should be written then.
     """
-    documents = _parse(text)
-    resources = [_resource(document, namespace) for document in _flat(documents)]
-    if not resources:
+    documents = list(_flat(_parse(text)))
+    if not documents:
         raise InvalidInputError("the file holds no resource")
+    resources = []
+    for number, document in enumerate(documents, 1):
+        try:
+            resources.append(_resource(document, namespace))
+        except InvalidInputError as error:
+            place = ([f"document {number}"] if len(documents) > 1 else []) + _titles(document)
+            if not place:
+                raise
+            told = InvalidInputError(f"{', '.join(place)}: {error}")
+            told.field, told.value = error.field, error.value
+            raise told from error
     return resources
+
+
+def _titles(document: Any) -> list[str]:
+    """``["IPPool(a)"]``, or nothing for a document that does not say what it is."""
+    metadata = document.get("metadata") if isinstance(document, dict) else None
+    kind, name = (document.get("kind"), metadata.get("name")) if isinstance(metadata, dict) else (None, None)
+    return [f"{kind}({name})"] if isinstance(kind, str) and isinstance(name, str) and kind and name else []
 
 
 def _parse(text: str) -> list[Any]:
@@ -128,7 +145,7 @@ def _resource(document: Any, namespace: str) -> Resource[Any, Any]:
     document = gojson.texts_from_scalars(wanted.resource, document)
     resource = codec.read_document(document, kind)
     for path in gojson.unknown_members(resource):
-        raise InvalidInputError("no such field", field=path, value=kind, remedy="check its spelling, place and kind")
+        raise InvalidInputError(f"{path}: no such field", remedy=f"check its spelling and place; {kind} has none of it")
     refuse_copied(kind, resource.metadata.name)
     return replace(resource, metadata=_placed(resource.metadata, wanted.namespaced, namespace, kind))
 
@@ -141,7 +158,10 @@ def refuse_copied(kind: str, name: str) -> None:
     """
     if kind == "NetworkPolicy" and name.startswith(COPIED_PREFIX):
         raise InvalidInputError(
-            "belongs to a Kubernetes NetworkPolicy", field="metadata.name", value=name, remedy="apply that one instead"
+            "belongs to a Kubernetes NetworkPolicy",
+            field="metadata.name",
+            value=name,
+            remedy="apply or delete that one instead, from its file",
         )
 
 

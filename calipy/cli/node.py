@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from calipy import log
+from calipy.errors import CalipyError
 from calipy.node.settings import NodeSettings
 
 
@@ -22,7 +23,7 @@ def command() -> None:
 @click.option("--only", type=click.Choice(["agent", "bgpd"]), help="Run one daemon alone, in the foreground.")
 @click.option("--config", "config_file", default=None, help="Datastore configuration file (calicoctl.cfg).")
 def run(only: str | None, config_file: str | None) -> None:
-    r"""Run the node: the agent (policy, IPAM, pods) and bgpd (BGP), each restarted when it ends.
+    """Run the node: the agent (policy, IPAM, pods) and bgpd (BGP), each restarted when it ends.
 
     Configured as calico/node is, by the environment: NODENAME, ETCD_ENDPOINTS, IP, IP_AUTODETECTION_METHOD, AS,
     CALICO_IPV4POOL_CIDR, FELIX_… and so on. Starts before etcd is reachable and before interfaces exist. SIGTERM ends
@@ -35,6 +36,8 @@ def run(only: str | None, config_file: str | None) -> None:
       calipy node run --only bgpd      # beside a real Felix
     """
     settings = NodeSettings.from_environment(os.environ)
+    if os.geteuid() != 0:
+        raise CalipyError("a node needs root: it writes routes, rules and sysctls", remedy="sudo calipy node run")
     log.configure(settings.felix.get("logseverityscreen", os.environ.get("CALICO_STARTUP_LOGLEVEL", "info")))
     if only is None:
         from calipy.node import supervisor  # noqa: PLC0415 - the supervisor must stay small: no grpc, no threads
@@ -52,7 +55,7 @@ def run(only: str | None, config_file: str | None) -> None:
 @command.command()
 @click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True)
 def status(output: str) -> None:
-    r"""Show this node's daemons and its BGP peers.
+    """Show this node's daemons and its BGP peers.
 
     \b
     Examples:
@@ -74,6 +77,10 @@ def health(output: str) -> None:
     """Ask whether this node is ready; exit status 1 if it is not.
 
     Shows the agent's /readiness table and whether bgpd is ready.
+
+    \b
+    Example:
+      calipy node health
     """
     from calipy.cli import render  # noqa: PLC0415 - start-up time
     from calipy.node import status as node_status  # noqa: PLC0415
@@ -98,6 +105,10 @@ def startup(config_file: str | None) -> None:
     """Write this node and the default objects into the datastore once, as `node run` does at start.
 
     Exit status 1, with the reason, if the node's address cannot be settled.
+
+    \b
+    Example:
+      ETCD_ENDPOINTS=http://10.0.0.2:2379 IP=autodetect calipy node startup
     """
     from calipy.node import once  # noqa: PLC0415 - start-up time
 
@@ -109,7 +120,12 @@ def startup(config_file: str | None) -> None:
 @click.option("--run-once", is_flag=True, required=True, help="Do it once and end.")
 @click.option("--config", "config_file", default=None, help="Datastore configuration file (calicoctl.cfg).")
 def allocate_tunnel_addrs(run_once: bool, config_file: str | None) -> None:
-    """Give this node the tunnel addresses that its pools ask for, and take back those that none does."""
+    """Give this node the tunnel addresses that its pools ask for, and take back those that none does.
+
+    \b
+    Example:
+      calipy node allocate-tunnel-addrs --run-once
+    """
     from calipy.node import once  # noqa: PLC0415 - start-up time
 
     assert run_once

@@ -243,15 +243,25 @@ async def _delete(client: Client, resource: AnyResource) -> None:
 
 create = _file_command(
     "create",
-    "Create the resources of a file; those that exist are an error.",
+    "Create the resources of a file; those that exist are an error.\n\n\b\nExamples:\n"
+    "  calipy create -f pools.yaml\n  calipy create --skip-exists -f pools.yaml\n",
     "created",
     _create,
     extra=[click.Option(["--skip-exists"], is_flag=True, help="Leave those alone that exist already.")],
 )
 apply = _file_command(
-    "apply", "Create the resources of a file, or bring existing ones to what it says.", "applied", _apply
+    "apply",
+    "Create the resources of a file, or bring existing ones to what it says.\n\n\b\nExamples:\n"
+    "  calipy apply -f policy.yaml\n  calipy apply --wait 60 -f - < policy.yaml\n",
+    "applied",
+    _apply,
 )
-replace_command = _file_command("replace", "Bring existing resources to what a file says.", "replaced", _replace)
+replace_command = _file_command(
+    "replace",
+    "Bring existing resources to what a file says.\n\n\b\nExample:\n  calipy replace -f policy.yaml\n",
+    "replaced",
+    _replace,
+)
 
 
 @click.command()
@@ -273,6 +283,12 @@ def delete(
     """Delete resources, by KIND and NAMES or by file.
 
     A pool is disabled first and its blocks are given up; with a node go its endpoints, addresses and settings.
+
+    \b
+    Examples:
+      calipy delete ippool spare
+      calipy delete networkpolicy web -n shop
+      calipy delete -f policy.yaml
     """
     if (filename is None) == (kind is None) or (kind is not None and not names):
         raise InvalidInputError("give a kind and names, or a file", remedy="calipy delete ippool NAME, or -f FILE")

@@ -15,7 +15,13 @@ from calipy.errors import CalipyError
 @click.option("--client", is_flag=True, help="Only this program; do not ask the datastore.")
 @click.option("--config", "config_file", help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].")
 def command(client: bool, config_file: str | None) -> None:
-    """Show the version of this program, and of the cluster if its datastore can be reached."""
+    """Show the version of this program, and of the cluster if its datastore can be reached.
+
+    \b
+    Examples:
+      calipy version
+      calipy version --client
+    """
     click.echo(f"Client Version:    {importlib.metadata.version('calipy')}")
     if client:
         return

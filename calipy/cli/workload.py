@@ -34,7 +34,14 @@ def command() -> None:
 @click.option("--ipv4/--no-ipv4", default=True, show_default=True, help="Assign an IPv4 address.")
 @click.option("--ipv6/--no-ipv6", default=False, show_default=True, help="Assign an IPv6 address.")
 @click.option("--mtu", default=0, metavar="BYTES", help="MTU; the node's if not given.")
-@click.option("--wait", default=5.0, show_default=True, metavar="SECONDS", help="How long to wait for policy.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    default=5.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long to wait for policy.",
+)
 @_OUTPUT
 def add(
     name: str,
@@ -105,6 +112,11 @@ def list_(namespace: str, output: str) -> None:
     \b
     STATE is ready; lost: the interface is gone (after a reboot; del and add it again);
     unfinished: the agent died while making it (del, or add it again).
+
+    \b
+    Examples:
+      calipy workload list
+      calipy workload list -n shop -o json
     """
     found = _call("workload.list", {"namespace": namespace})
     if output == "json":
@@ -163,10 +175,16 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 
 def _port(text: str) -> dict[str, Any]:
-    name, rest = _pair(text, "--port")
-    protocol, colon, number = rest.partition(":")
-    if not colon or not number.isascii() or not number.isdigit() or protocol.upper() not in {"TCP", "UDP", "SCTP"}:
-        raise InvalidInputError("must be NAME=PROTO:PORT", field="--port", value=text, remedy="e.g. http=tcp:80")
+    name, _, rest = text.partition("=")
+    protocol, _, number = rest.partition(":")
+    usable = number.isascii() and number.isdigit() and len(number) <= 5 and 1 <= int(number) <= 65535
+    if not name or not usable or protocol.upper() not in {"TCP", "UDP", "SCTP"}:
+        raise InvalidInputError(
+            "must be NAME=PROTO:PORT, PROTO tcp, udp or sctp, PORT from 1 to 65535",
+            field="--port",
+            value=text,
+            remedy="e.g. http=tcp:80",
+        )
     return {"name": name, "protocol": protocol.upper(), "port": int(number)}
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import uuid
 import weakref
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -32,6 +33,9 @@ from calipy.kernel.netlink import NetlinkSocket
 T = TypeVar("T")
 
 _log = log.get("workloads")
+
+_MAX_NAMES: Final = 255 - len("cali--")
+"""Namespace and name together: both stand in one file name, that of the record as that of the network namespace."""
 
 
 class Port(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +145,13 @@ class Workloads:
         """
         wanted = _convert(params, AddParams)
         request = wanted.request(uuid.uuid4().hex)
+        if len(request.namespace) + len(request.name) > _MAX_NAMES:
+            raise InvalidInputError(
+                f"too long: with its namespace more than {_MAX_NAMES} characters",
+                field="name",
+                value=request.name,
+                remedy="give a shorter one",
+            )
         async with self._lock(request.namespace, request.name):
             if await self._pods.endpoint(request) is not None:
                 raise AlreadyExistsError(
@@ -264,7 +275,9 @@ def _convert(params: Mapping[str, Any], kind: type[T]) -> T:
         return msgspec.convert(dict(params), kind)
     except msgspec.ValidationError as error:
         what, _, where = str(error).partition(" - at ")
-        raise InvalidInputError(what, field=where.strip("`$.") or "params", value=dict(params)) from error
+        field = where.strip("`$.")
+        value = params.get(re.split(r"[.\[]", field)[0], dict(params))
+        raise InvalidInputError(what, field=field or "params", value=value) from error
 
 
 def _is_calicos(label: str) -> bool:

@@ -158,6 +158,7 @@ def test_a_namespace_that_is_not_ours_is_not_taken(make_netns, tmp_path):
     [
         ({}, "name"),
         ({"name": "Web"}, "name = 'Web'"),
+        ({"name": "w" * 250, "namespace": "shop"}, "too long"),
         ({"name": "web", "labels": {"a": 1}}, "labels"),
         ({"name": "web", "lables": {}}, "lables"),
         ({"name": "web", "netns": "relative/path"}, "absolute"),

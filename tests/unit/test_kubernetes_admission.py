@@ -46,6 +46,8 @@ def test_the_document_is_not_touched() -> None:
         ({"ingress": [{"ports": [{"protocol": "ICMP"}]}]}, "spec.ingress[0].ports[0].protocol"),
         ({"ingress": [{"ports": [{"endPort": 90}]}]}, "spec.ingress[0].ports[0].endPort"),
         ({"ingress": "all"}, "spec.ingress"),
+        ({"policyTypes": ["Ingress", "Out"]}, "spec.policyTypes[1]"),
+        ({"policyTypes": "Ingress"}, "spec.policyTypes"),
         (
             {"podSelector": {"matchExpressions": [{"key": "a", "operator": "Is"}]}},
             "spec.podSelector.matchExpressions[0].operator",

@@ -111,3 +111,17 @@ def test_copies_of_kubernetes_policies_are_protected() -> None:
     text = "apiVersion: projectcalico.org/v3\nkind: NetworkPolicy\nmetadata: {name: knp.default.web}\nspec: {}\n"
     with pytest.raises(InvalidInputError, match="Kubernetes"):
         manifest.read(text)
+
+
+@pytest.mark.parametrize(
+    ("spec", "field", "complaint"),
+    [("order: abc", "spec.order", "'abc'"), ("ordre: 1", "", "spec.ordre: no such field")],
+)
+def test_an_error_tells_which_document(spec: str, field: str, complaint: str) -> None:
+    """In a file of many, an error names number, kind and name of the document that is wrong."""
+    policy = "kind: GlobalNetworkPolicy\napiVersion: projectcalico.org/v3\nmetadata: {name: deny}\nspec: {%s}\n"
+    with pytest.raises(InvalidInputError) as caught:
+        manifest.read(SET.format(name="a") + "---\n" + policy % spec)
+    assert caught.value.field == field
+    assert str(caught.value).startswith("document 2, GlobalNetworkPolicy(deny): ")
+    assert complaint in str(caught.value)
