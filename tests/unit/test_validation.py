@@ -40,6 +40,8 @@ REFUSED = [
     ("GlobalNetworkPolicy", {"types": ["Ingress", "Ingress"]}, "spec.types"),
     ("GlobalNetworkPolicy", {"preDNAT": True, "applyOnForward": True, "egress": [{"action": "Allow"}]}, "spec.preDNAT"),
     ("NetworkPolicy", {"ingress": [{"action": "Allow", "destination": {"ports": [80]}}]}, "ports"),
+    ("NetworkPolicy", {"ingress": [{"action": "Allow", "destination": {"ports": ["web", "80:81"]}}]}, "ports"),
+    ("NetworkPolicy", {"ingress": [{"action": "Allow", "protocol": "ICMP", "source": {"ports": ["web"]}}]}, "ports"),
     ("NetworkPolicy", {"ingress": [{"action": "Allow", "source": {"nets": ["10.0.0.0/8", "fd00::/8"]}}]}, "nets"),
     ("HostEndpoint", {"node": "a"}, "spec.interfaceName"),
     ("Tier", {"defaultAction": "Allow"}, "spec.defaultAction"),
@@ -64,6 +66,7 @@ def test_refused(kind: str, spec: dict[str, Any], field: str) -> None:
         ("BGPConfiguration", {"asNumber": 4200000000}),
         ("FelixConfiguration", {"routeRefreshInterval": "1.5s"}),
         ("Profile", {"ingress": [{"action": "allow"}]}),
+        ("NetworkPolicy", {"egress": [{"action": "Allow", "destination": {"ports": ["web"], "notPorts": ["dns"]}}]}),
         ("GlobalNetworkSet", {"nets": ["10.0.0.1", "10.0.0.1/8", "fd00::1"]}),
     ],
 )

@@ -165,7 +165,9 @@ def _check_ports(rule: Rule, entity: EntityRule, path: str) -> None:
                     fail("must be in 1..65535", field, port)
             else:
                 port_name(port, field)
-        if ports and rule.protocol not in _WITH_PORTS:
+        # The endpoint gives a named port its protocol.
+        needed = rule.protocol is not None or any(isinstance(port, int) or ":" in port for port in ports)
+        if ports and needed and rule.protocol not in _WITH_PORTS:
             fail("need a protocol that has ports: TCP, UDP or SCTP", f"{path}.{name}", list(ports))
 
 
