@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -31,6 +33,7 @@ from calipy.containerlab.mesh import (
 from calipy.errors import CalipyError
 
 LAB = "mesh"
+LOCK = "/run"
 MOVE_SECONDS = 2.0
 OUTAGE_SECONDS = 10.0
 STREAM_SECONDS = 12.0
@@ -80,6 +83,34 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="leave the lab running")
     arguments = parser.parse_args(argv)
     log.configure("warning")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _alone():
+            return _tell(keep=arguments.keep)
+    except CalipyError as error:
+        print(f"{RED}calipy: {error}{RESET}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"interrupted{'' if arguments.keep else '; the lab is taken down'}", file=sys.stderr)
+        return 128 + signal.SIGINT
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Hold the demonstration's lock: a second one would take the lab away from the first."""
+    file = os.open(LOCK, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # leaves no file behind
+    try:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CalipyError("a demonstration is running on this machine", remedy="wait for its end") from None
+        yield
+    finally:
+        os.close(file)
+
+
+def _tell(*, keep: bool) -> int:
+    """The whole story; the exit status."""
     story = Story()
     before = HostState.read(LAB)
     story.chapter(f"deploying {TOPOLOGY.name}: three nodes, two subnets, one router, etcd")
@@ -92,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
         story.check("the demonstration runs to its end", str(error))
     finally:
         mesh.close()
-        if not arguments.keep:
+        if not keep:
             leaving(story, lab, before)
     print()
     if story.failed:
@@ -100,7 +131,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{RED}{len(story.failed)} of {total} checks failed{RESET}: {'; '.join(story.failed)}")
         return 1
     print(f"{GREEN}all {story.passed} checks passed{RESET} in {time.monotonic() - story.start:.0f} s")
-    if arguments.keep:
+    if keep:
         topology = os.path.relpath(TOPOLOGY)
         print(f"the lab is running; look around with\n  ./run calipy lab inspect -t {topology}")
         print(f"  ./run calipy lab exec -t {topology} --label clab-node-name=n1 --cmd 'calipy node status'")
