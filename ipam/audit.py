@@ -85,6 +85,17 @@ class Allocated:
         """Released, not to be used again yet."""
         return self.attribute is not None and self.attribute.cooling
 
+    @property
+    def of_service(self) -> bool:
+        """Held for a Service: its users are not in the datastore, so nobody can tell here that there are none."""
+        virtual = (self.block.affinity or "").startswith("virtual:")
+        return virtual or (self.attribute is not None and "service" in self.attribute.attributes)
+
+    @property
+    def leaked(self) -> bool:
+        """May be released: known to be without a user."""
+        return not self.users and not self.cooling and not self.reserved_for_host and not self.of_service
+
 
 @dataclass(slots=True)
 class Audit:

@@ -69,8 +69,9 @@ class Outcome:
 def plan(snapshot: Snapshot, *, now: datetime.datetime, cooldown: datetime.timedelta) -> list[RepairStep]:
     """The steps that make a snapshot sound, in order. Pure; O(snapshot).
 
-    Left alone: addresses used but not allocated (their pod has to be made again), blocks outside all pools (they go
-    with their last address), overlapping blocks and unreadable objects (a person has to decide).
+    Left alone: addresses used but not allocated (their pod has to be made again), addresses of Services (their users
+    are not in the datastore), blocks outside all pools (they go with their last address), overlapping blocks and
+    unreadable objects (a person has to decide).
     """
     found = audit(snapshot, now=now)
     steps = [step for block in snapshot.blocks.values() if (step := _of_block(block, found, now, cooldown)) is not None]
@@ -90,11 +91,7 @@ def plan(snapshot: Snapshot, *, now: datetime.datetime, cooldown: datetime.timed
 def _of_block(block: Block, found: Audit, now: datetime.datetime, cooldown: datetime.timedelta) -> RepairStep | None:
     """Release what leaked, and make the free list agree with the allocations."""
     here = [entry for entry in found.allocated if entry.block.cidr == block.cidr]
-    leaked = {
-        entry.ordinal: entry.address
-        for entry in here
-        if not entry.users and not entry.cooling and not entry.reserved_for_host
-    }
+    leaked = {entry.ordinal: entry.address for entry in here if entry.leaked}
     broken = blocks.problems(block, now=now)
     if not leaked and not broken:
         return None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 from msgspec.structs import replace
 
-from calipy.cli.ipam_mend import capacity, check, repair, split
+from calipy.cli.ipam_mend import capacity, check, release, repair, split
 from calipy.cli.ipam_output import Collected, Output, Place, config_option, do, number, output_option
 from calipy.errors import CalipyError, InvalidInputError
 from calipy.ipam import report, snapshot
@@ -202,31 +202,7 @@ async def _configure(
     return Output(text="; ".join(["configured", *odd]))
 
 
-@command.command()
-@click.option("--ip", "address", default=None, help="The address to release.")
-@config_option
-def release(address: str | None) -> None:
-    """Release an address that nobody uses any more.
-
-    The address is free at once: make sure that no pod uses it (calipy ipam show --ip, calipy ipam check).
-
-    \b
-    Example:
-      calipy ipam release --ip 10.65.0.7
-    """
-    do(lambda place: _release(place, address))
-
-
-async def _release(place: Place, address: str | None) -> Output:
-    if address is None:
-        return Output(text="nothing to release: give --ip")
-    done = await place.allocator().release_ips([address])
-    if done.unallocated:
-        return Output(text=f"{address} is not assigned to anybody", exit_code=1)
-    return Output(text=f"released {address}")
-
-
-for other in (check, capacity, repair, split):
+for other in (check, release, capacity, repair, split):
     command.add_command(other)
 
 

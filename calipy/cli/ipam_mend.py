@@ -1,9 +1,10 @@
-"""``calipy ipam check``, ``capacity``, ``repair`` and ``split``."""
+"""``calipy ipam check``, ``release``, ``capacity``, ``repair`` and ``split``."""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import importlib.metadata
 import json
 import os
 from pathlib import Path
@@ -13,7 +14,8 @@ import click
 
 from calipy import clock
 from calipy.cli.ipam_output import Output, Place, config_option, do, number, output_option
-from calipy.ipam import audit, snapshot, splitting
+from calipy.errors import InvalidInputError
+from calipy.ipam import audit, release_report, snapshot, splitting
 from calipy.ipam import capacity as pool_capacity
 from calipy.ipam import repair as mending
 
@@ -44,9 +46,17 @@ async def _split(place: Place, number: int, cidr: str | None, name: str | None) 
 
 @click.command()
 @click.option("--show-all-ips", is_flag=True, help="Also list every allocated address and who uses it.")
-@output_option
+@click.option(
+    "-o",
+    "--output",
+    "output",
+    default="table",
+    show_default=True,
+    metavar="table|json|FILE",
+    help="How to print it; or a file for the report, which release --from-report takes.",
+)
 @config_option
-def check(show_all_ips: bool, form: str) -> None:
+def check(show_all_ips: bool, output: str) -> None:
     """Check that blocks, handles, affinities, endpoints and nodes fit together.
 
     Every finding is explained with its evidence. Nothing is changed.
@@ -55,18 +65,22 @@ def check(show_all_ips: bool, form: str) -> None:
     Examples:
       calipy ipam check
       calipy ipam check --show-all-ips -o json
+      calipy ipam check -o report.json
     """
-    do(lambda place: _check(place, show_all=show_all_ips), form)
+    if output in {"table", "json"}:
+        do(lambda place: _check(place, show_all=show_all_ips, file=None), output)
+    else:
+        do(lambda place: _check(place, show_all=show_all_ips, file=Path(output)))
 
 
-async def _check(place: Place, *, show_all: bool) -> Output:
+async def _check(place: Place, *, show_all: bool, file: Path | None) -> Output:
     picture = await snapshot.read(place.store, snapshot.EVERYTHING)
     result = audit.audit(picture, now=place.now())
     lines = [f"{name.replace('_', ' ')}: {count}" for name, count in result.summary.items()]
     if show_all:
         lines += [f"{entry.address}: {', '.join(entry.users) or 'nobody'}" for entry in result.allocated]
     lines += [f"{'PROBLEM' if f.problem else 'note'}: {f.kind}: {f.text}" for f in result.findings]
-    document = {
+    document: dict[str, Any] = {
         "summary": result.summary,
         "findings": [
             {name: getattr(f, name) for name in ("kind", "problem", "text", "address", "block", "handle", "node")}
@@ -74,7 +88,72 @@ async def _check(place: Place, *, show_all: bool) -> Output:
         ],
         "report": audit.report(picture, result),
     }
+    if file is not None:
+        _write_report(file, document["report"])
+        lines.append(f"report written to {file}")
     return Output(text="\n".join(lines), document=document)
+
+
+def _write_report(file: Path, report: dict[str, Any]) -> None:
+    text = json.dumps({"version": importlib.metadata.version("calipy"), **report}, indent=2)
+    try:
+        file.write_text(text + "\n")
+    except OSError as error:
+        raise InvalidInputError(f"cannot be written: {error.strerror}", field="-o", value=str(file)) from error
+
+
+@click.command()
+@click.option("--ip", "address", default=None, help="The address to release.")
+@click.option(
+    "--from-report",
+    "files",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="Release what this report of check calls leaked; of several reports what all of them do.",
+)
+@click.option("--force", is_flag=True, help="Also with an unlocked datastore, and with reports made before its lock.")
+@config_option
+def release(address: str | None, files: tuple[str, ...], force: bool) -> None:
+    """Release addresses that nobody uses any more.
+
+    With --ip the address is free at once: make sure that no pod uses it (calipy ipam show --ip, calipy ipam check).
+    With --from-report only what is still leaked is released: users, handle and sequence number of an address are looked
+    at again. The datastore must be locked, and one of the reports must have been made under this lock.
+
+    \b
+    Examples:
+      calipy ipam release --ip 10.65.0.7
+      calipy ipam release --from-report monday.json --from-report tuesday.json
+    """
+    if address is not None and files:
+        raise click.UsageError("give either --ip or --from-report")
+    if files:
+        reports = {file: release_report.read_report(Path(file).read_bytes(), name=file) for file in files}
+        do(lambda place: _release_reported(place, reports, force=force))
+    else:
+        do(lambda place: _release(place, address))
+
+
+async def _release(place: Place, address: str | None) -> Output:
+    if address is None:
+        return Output(text="nothing to release: give --ip or --from-report")
+    done = await place.allocator().release_ips([address])
+    if done.unallocated:
+        return Output(text=f"{address} is not assigned to anybody", exit_code=1)
+    return Output(text=f"released {address}")
+
+
+async def _release_reported(place: Place, reports: dict[str, release_report.Report], *, force: bool) -> Output:
+    picture = await snapshot.read(place.store, snapshot.EVERYTHING)
+    version = importlib.metadata.version("calipy")
+    leaks = release_report.agreed(reports, picture.cluster, version=version, force=force)
+    present = audit.audit(picture, now=place.now())
+    done = await release_report.release(place.store, place.allocator(), leaks, picture, present)
+    lines = [f"released {address}" for address in done.addresses]
+    lines += [f"deleted handle {handle}" for handle in done.handles]
+    lines += [f"left alone: {what}: {why}" for what, why in done.skipped]
+    lines.append(f"{len(done.addresses)} addresses and {len(done.handles)} handles released")
+    return Output(text="\n".join(lines))
 
 
 @click.command()
