@@ -19,13 +19,14 @@ import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Final
 
 from calipy import api_client, clock, log
 from calipy.api import Handler, Server
-from calipy.bgp import explain, fib, status, view
+from calipy.bgp import explain, fib, nodestatus, status, view
 from calipy.bgp.cluster import ClusterRoutes
 from calipy.bgp.decision import Best
 from calipy.bgp.exabgp.config import SpeakerSession, checked_key, environment
@@ -38,8 +39,11 @@ from calipy.bgp.fib import Resolver
 from calipy.bgp.importing import ImportPolicy
 from calipy.bgp.kernel import KernelFib
 from calipy.bgp.peering import Peering, Session
+from calipy.bgp.reporting import Reporter
 from calipy.bgp.rib import EOR_WAIT, Rib
 from calipy.bgp.sessions import Sessions
+from calipy.datastore import keys
+from calipy.datastore.resources import Resource
 from calipy.datastore.store import Store
 from calipy.datastore.syncer import InSync, Status, Syncer, SyncEvent, Update
 from calipy.errors import InvalidInputError, KernelError
@@ -89,6 +93,9 @@ class Bgpd:
         self.started_at = clock.monotonic()
         self.since = clock.wall()
         self._view = view.View(hostname)
+        self._reporter = Reporter(store, hostname, self._facts)
+        self._reconfigured = self.since
+        self._ready = asyncio.Event()
         self._syncer = Syncer(store, view.prefixes())
         self._in_sync = False
         self._datastore_problem = ""
@@ -131,6 +138,7 @@ class Bgpd:
                 tasks.create_task(self._follow_kernel(monitor))
                 tasks.create_task(self._speaker.run())
                 tasks.create_task(self._work_for_ever())
+                tasks.create_task(self._reporter.run(self._ready))
 
     # Inputs: each marks what is to be done
 
@@ -143,6 +151,8 @@ class Bgpd:
             match event:
                 case Update(key, value):
                     self._view.on_update(key, value)
+                    if isinstance(key, keys.ResourceKey) and key.kind == "CalicoNodeStatus":
+                        self._reporter.on_update(key.name, value if isinstance(value, Resource) else None)
                 case InSync():
                     if not self._in_sync:
                         logger.info("datastore read", revision=event.revision)
@@ -210,6 +220,7 @@ class Bgpd:
                 continue
             try:
                 self._work(clock.monotonic())
+                self._ready.set()
             except Exception as error:
                 # Whatever it is, routes and sessions are better kept up by trying again than by ending.
                 known = isinstance(error, KernelError)
@@ -283,6 +294,7 @@ class Bgpd:
         else:
             versions = {address.version for address in addresses}
             bind = [IPv4Address(0)] * (4 in versions) + [IPv6Address(0)] * (6 in versions)
+        self._reconfigured = clock.wall()
         self._speaker.configure(speaking, environment(bind=bind, port=self._peering.port))
 
     def _resolve_session(self, session: Session) -> SpeakerSession | None:
@@ -432,6 +444,21 @@ class Bgpd:
         """Whether every session there should be is up and has told everything."""
         states = self.sessions.states()
         return self._speaker.synchronised and all(self.sessions.settled(peer, now) for peer in states)
+
+    def _facts(self) -> nodestatus.Facts:
+        """For CalicoNodeStatus."""
+        families = {address.version for address in self._view.own_addresses()}
+        running = self._speaker.synchronised
+        return nodestatus.Facts(
+            version=f"calipy {version('calipy')}, ExaBGP {version('exabgp')}",
+            router_id=self._peering.router_id,
+            started=self.since,
+            reconfigured=self._reconfigured,
+            ready={4: running and 4 in families, 6: running and 6 in families},
+            sessions=self.sessions.states(),
+            rib=self._rib,
+            kernel=self._kernel.main_table(),
+        )
 
     # Answers
 

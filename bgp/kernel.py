@@ -107,6 +107,14 @@ class KernelFib:
         family = self._table.dump(family=4 if address.version == 4 else 6)
         return [route for route in family if address in route.dst]
 
+    def main_table(self) -> tuple[Route, ...]:
+        """Every route of the main table, others' too.
+
+        Raises:
+            KernelError: it cannot be read.
+        """
+        return tuple(self._table.dump())
+
     def interfaces(self) -> set[str]:
         """Interfaces that our routes use."""
         return {hop.interface for route in self.actual.values() for hop in route.next_hops}

@@ -28,7 +28,7 @@ _NODE_PREFIX = "node."
 
 def prefixes() -> tuple[str, ...]:
     """What to follow in the datastore."""
-    kinds = ("BGPConfiguration", "BGPFilter", "BGPPeer", "IPPool", "Node")
+    kinds = ("BGPConfiguration", "BGPFilter", "BGPPeer", "CalicoNodeStatus", "IPPool", "Node")
     return (
         *(keys.resource_prefix(kind) for kind in kinds),
         keys.AFFINITIES,

@@ -190,6 +190,10 @@ class BgpLab:
         """Write a typed value."""
         assert self._etcdctl("put", keys.path(key), stdin=codec.encode(value)) is not None
 
+    def stored(self, key: keys.Key) -> str:
+        """The value of a key as etcd has it, "" if it does not exist."""
+        return self._etcdctl("get", "--print-value-only", keys.path(key)) or ""
+
     def apply(self, kind: str, name: str, spec: Any, labels: Mapping[str, str] | None = None) -> None:
         """Write a resource."""
         self.put(keys.ResourceKey(kind, name), codec.new(kind, name, spec, labels=dict(labels or {})))
