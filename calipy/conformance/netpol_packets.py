@@ -131,11 +131,14 @@ class PacketRunner:
                 findings.left_out.append(f"a held flow of {flow['probe']}")
         try:
             await self._in_thread(self._prepare, states)
+            await self._in_thread(self._listen, states)
             for number, state in enumerate(states):
                 closed = closed_throughout(states[number - 1], state) if number else []
                 await self._bring(state, closed, findings)
                 probes = [parse_probe(probe) for probe in state.tables]
-                await asyncio.to_thread(self._lab.forget_connections, state.cluster.nodes, probes)
+                if any(probe.source_port for probe in probes):
+                    await self._in_thread(self._listen, states)
+                    await asyncio.to_thread(self._lab.forget_connections, state.cluster.nodes, probes)
                 await self._check_flows(case, number, state, findings)
                 await self._check_cells(state, findings)
                 await self._open_flows(case, number, state, findings)
@@ -150,10 +153,14 @@ class PacketRunner:
         return findings
 
     def _prepare(self, states: Sequence[State]) -> None:
-        """Stations, and a listener on every port that the case probes, on every endpoint."""
+        """Stations for everything that the case has at any time."""
         for state in states:
             for cluster in state.changes:
                 self._lab.prepare(cluster)
+
+    def _listen(self, states: Sequence[State]) -> None:
+        """A listener on every port that the case probes, on every endpoint; afresh if there are some."""
+        self._probes.close_listeners()
         probes = {parse_probe(probe) for state in states for probe in state.tables}
         ports = {(probe.family, probe.protocol, probe.port) for probe in probes}
         sites = [state.cluster.site(endpoint) for state in states for endpoint in state.endpoints]

@@ -18,11 +18,12 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from calipy.conformance import probe_wire
 from calipy.conformance.netpol_case import Probe
 from calipy.conformance.probe_sockets import (
+    ABORT,
     ICMP_PROTOCOLS,
     SCTP,
     TOKEN_BYTES,
@@ -92,6 +93,8 @@ class ProbeAgent:
         """Allow this process as many open files as it may have."""
         self._loop = Loop()
         self._listeners: list[socket.socket] = []
+        self._accepted: set[socket.socket] = set()
+        self._held: set[Any] = set()
         self._raw: dict[tuple[int, IPAddress, int], RawPort] = {}
         self._fresh: dict[tuple[int, IPAddress], itertools.cycle[int]] = {}
         self._kernel_sctp = _has_sctp()
@@ -118,7 +121,14 @@ class ProbeAgent:
             self._loop.when_readable(server, lambda: _echo_datagrams(server))
 
     def close_listeners(self) -> None:
-        """Stop answering. Connections end with their clients."""
+        """Stop answering, and end all connections but held ones.
+
+        A client whose port is fixed would otherwise meet what is left of its last connection, where the packets that
+        should have ended that did not get through.
+        """
+        for sock in [one for one in self._accepted if _peer(one) not in self._held]:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+            self._hang_up(sock)
         for sock in (*self._listeners, *(port.sock for port in self._raw.values())):
             self._loop.close(sock)
         self._listeners.clear()
@@ -143,6 +153,7 @@ class ProbeAgent:
             attempt.close()
             return None
         self._loop.forget(attempt.sock)
+        self._held.add(attempt.sock.getsockname())
         return Flow(attempt.sock, datagrams=isinstance(attempt, Datagram))
 
     def alive(self, flow: Flow) -> bool:
@@ -171,6 +182,7 @@ class ProbeAgent:
 
     def release(self, flow: Flow) -> None:
         """Close a held flow."""
+        self._held.discard(flow.sock.getsockname())
         flow.sock.close()
 
     def _run(self, attempts: Sequence[Attempt], deadline: float) -> None:
@@ -240,6 +252,7 @@ class ProbeAgent:
             while True:
                 sock, _ = listener.accept()
                 sock.setblocking(False)
+                self._accepted.add(sock)
                 self._loop.when_readable(sock, self._echo(sock))
 
     def _echo(self, sock: socket.socket) -> Callable[[], None]:
@@ -252,9 +265,13 @@ class ProbeAgent:
                 return
             except OSError:
                 pass
-            self._loop.close(sock)
+            self._hang_up(sock)
 
         return read
+
+    def _hang_up(self, sock: socket.socket) -> None:
+        self._accepted.discard(sock)
+        self._loop.close(sock)
 
 
 def _echo_datagrams(server: socket.socket) -> None:
@@ -262,6 +279,13 @@ def _echo_datagrams(server: socket.socket) -> None:
         while True:
             data, peer = server.recvfrom(4096)
             server.sendto(data, peer)
+
+
+def _peer(sock: socket.socket) -> Any:
+    try:
+        return sock.getpeername()
+    except OSError:  # it is closed already
+        return None
 
 
 def _has_sctp() -> bool:

@@ -24,7 +24,8 @@ SCTP: Final = 132
 ICMP_PROTOCOLS: Final = {4: socket.IPPROTO_ICMP, 6: socket.IPPROTO_ICMPV6}
 TOKEN_BYTES: Final = 12
 
-_ABORT: Final = struct.pack("ii", 1, 0)
+ABORT: Final = struct.pack("ii", 1, 0)
+"""A value of SO_LINGER: closing resets the connection."""
 _MESSAGE: Final = 4096
 
 
@@ -113,7 +114,7 @@ class Stream:
 
     def close(self) -> None:
         """Abort it."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
         self._loop.close(self.sock)
 
 

@@ -15,6 +15,10 @@ from tests.support.netns import Namespace, connect
 pytestmark = pytest.mark.kernel
 
 ALL = ("tcp/80", "udp/80", "sctp/80", "icmp/8", "icmp/8/1", "icmp/13", "tcp6/80", "udp6/80", "sctp6/80", "icmp6/128")
+_LOSE_ENDINGS = """table inet t {
+    chain out { type filter hook output priority 0; policy accept; tcp flags & rst == rst drop; }
+    chain in { type filter hook input priority 0; policy accept; ct state invalid drop; }
+}"""
 CLIENT = {4: ip_address("10.9.0.1"), 6: ip_address("fd09::1")}
 SERVER = {4: ip_address("10.9.0.2"), 6: ip_address("fd09::2")}
 PATIENT = 0.9
@@ -104,12 +108,26 @@ def test_a_fixed_port_may_be_one_that_is_listened_on(pair: Pair, protocol: str) 
         assert [one.answered for one in pair.client.call(pair.agent.probe, [there, back], PATIENT)] == [True, True]
 
 
+def test_what_is_left_of_a_connection_does_not_shut_its_port(pair: Pair) -> None:
+    """A client's end was lost without a word: with new listeners the same fixed port is answered again."""
+    pair.listen()
+    pair.client.run("nft", "-f", "-", stdin=_LOSE_ENDINGS)
+    fixed = "tcp/80+sport=30005"
+    assert pair.probe(fixed)[0].answered
+    pair.agent.close_listeners()
+    pair.listen()
+    assert pair.probe(fixed)[0].answered
+
+
 @pytest.mark.parametrize("text", ["tcp/80", "udp6/80"])
 def test_held_flow(pair: Pair, text: str) -> None:
-    """A held connection is alive until packets are dropped."""
+    """A held connection is alive until packets are dropped, new listeners or not."""
     pair.listen()
     flow = pair.client.call(pair.agent.hold, pair.request(text))
     assert flow
+    assert pair.client.call(pair.agent.alive, flow)
+    pair.agent.close_listeners()
+    pair.listen()
     assert pair.client.call(pair.agent.alive, flow)
     pair.filter("chain in { type filter hook input priority 0; policy accept; tcp dport 80 drop; udp dport 80 drop; }")
     assert not pair.client.call(pair.agent.alive, flow)
