@@ -389,9 +389,11 @@ class Dataplane:
                 for table in renderer.tables.values():
                     table.forgive()
         if self._upkeep.routes_due(now):
+            self._set_forwarding()
             self._edges.recheck()
             self._hosts.resync()
         elif self._upkeep.parameters_due(now):
+            self._set_forwarding()
             self._edges.check_parameters()
         if await self._hosts.resolve(now):
             for renderer in self._renderers.values():

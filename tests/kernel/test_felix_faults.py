@@ -452,6 +452,15 @@ def test_chains_left_in_the_other_backend_are_swept(node: Node) -> None:
     assert reaches(client.ns, server.address, 80)
 
 
+def test_forwarding_that_somebody_turned_off_comes_back(node: Node) -> None:
+    """A node that stopped being a router (``sysctl -w net.ipv4.ip_forward=0``) is one again without a restart."""
+    felix = node.felix(RouteRefreshInterval="1")
+    server, client = programmed(node, felix)
+    node.ns.call(_sysctl, "net.ipv4.ip_forward", "0")
+    until(lambda: node.ns.call(_sysctl, "net.ipv4.ip_forward") == "1")
+    until(lambda: reaches(client.ns, server.address, 80))
+
+
 class _Listener:
     """Collects the source addresses of UDP packets to a pod's port."""
 
