@@ -479,7 +479,7 @@ def _lab(shared: _Shared) -> Lab:
 # --- exec
 
 
-@command.command("exec")
+@command.command("exec", context_settings={"allow_interspersed_args": False})
 @_shared_flags
 @click.argument("direct", metavar="[NODE COMMAND [ARGUMENT]...]", nargs=-1, type=click.UNPROCESSED)
 @click.option("--cmd", "commands", metavar="COMMAND", multiple=True, help="What to run; no shell. Repeatable.")
@@ -559,6 +559,7 @@ def _exec_here(shared: _Shared, words: Sequence[str], others: Sequence[str]) -> 
     from calipy.containerlab.driver import NOT_FOUND, CommandFailedError  # noqa: PLC0415 - start-up time
 
     node, *argv = words
+    argv = argv[1:] if argv[:1] == ["--"] else argv
     if others or not argv:
         raise click.UsageError("write NODE COMMAND [ARGUMENT]..., without --cmd and --label")
     try:

@@ -98,6 +98,7 @@ def test_a_command_on_the_terminal(lab: Cli) -> None:
     lab.ok("deploy")
     done = lab("exec", "a", "--", "sh", "-c", "cat; echo err >&2; exit 5", stdin="typed")
     assert (done.returncode, done.stdout, done.stderr) == (5, "typed", "err\n")
+    assert lab("exec", "a", "sh", "-c", "exit 7").returncode == 7
     assert lab("exec", "a", "nosuchprogram").returncode == 126
     assert lab("exec", "a").returncode == 1
     assert lab("exec", "zz", "true").returncode == 1
