@@ -211,13 +211,13 @@ class Session:
         Raises:
             UnavailableError: nobody answered, and a second look did not show that it was written. It may still be.
         """
-        keys = list(dict.fromkeys((*changes, *guards)))
-        compares = [Compare(path(key), self.known(key).revision) for key in keys]
+        paths = {key: path(key) for key in (*changes, *guards)}
+        compares = [Compare(place, self.known(key).revision) for key, place in paths.items()]
         encoded = {key: codec.encode(value) for key, value in changes.items() if value is not None}
         then: list[Operation] = [
-            Put(path(key), encoded[key]) if value is not None else Delete(path(key)) for key, value in changes.items()
+            Put(paths[key], encoded[key]) if value is not None else Delete(paths[key]) for key, value in changes.items()
         ]
-        reads = [Get(path(key)) for key in keys]
+        reads = [Get(place) for place in paths.values()]
         try:
             result = await self._store.txn(compares, then, reads)
         except UnavailableError:
@@ -225,7 +225,7 @@ class Session:
                 raise
             return True
         if not result.succeeded:
-            for key, kv in zip(keys, result.reads, strict=True):
+            for key, kv in zip(paths, result.reads, strict=True):
                 self._note(key, kv, result.revision)
             return False
         for key, value in changes.items():
