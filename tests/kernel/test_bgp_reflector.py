@@ -1,4 +1,4 @@
-"""Route reflection, ours and BIRD's: clients that have no session with each other reach each other."""
+"""Our route reflector: clients that have no session with each other reach each other."""
 
 from __future__ import annotations
 
@@ -35,21 +35,3 @@ def test_our_reflector(bgp_lab: BgpLab) -> None:
     late = {"10.244.1.0/26": (n1.address,), "10.244.2.0/26": (n2.address,), "10.244.4.0/26": (n2.address,)}
     eventually_is("late client", late, n8.gateways)
     eventually("others have the late client's block", lambda: "10.244.8.0/26" in n1.gateways())
-
-
-def test_bird_reflects_between_us(bgp_lab: BgpLab) -> None:
-    """A BIRD with ``rr client`` as the only peer of two nodes."""
-    bgp_lab.pool("10.244.0.0/16")
-    bgp_lab.configuration(node_to_node_mesh_enabled=False)
-    bgp_lab.peer("rr", peer_ip="10.77.1.254", as_number=64512)
-    bgp_lab.block("10.244.1.0/26", "n1")
-    bgp_lab.block("10.244.2.0/26", "n2")
-    n1, n2 = bgp_lab.node("n1", "10.77.1.1/24"), bgp_lab.node("n2", "10.77.1.2/24")
-    sessions = "".join(
-        f"protocol bgp n{i} {{ local 10.77.1.254 as 64512; neighbor 10.77.1.{i} as 64512; rr client; passive; "
-        "graceful restart on; ipv4 { import all; export all; }; }\n"
-        for i in (1, 2)
-    )
-    bgp_lab.bird(bgp_lab.fabric, f"router id 10.77.1.254; protocol device {{}} protocol direct {{ ipv4; }}\n{sessions}")
-    eventually("n1 reaches n2", lambda: n1.gateways().get("10.244.2.0/26") == (n2.address,))
-    eventually("n2 reaches n1", lambda: n2.gateways().get("10.244.1.0/26") == (n1.address,))

@@ -87,7 +87,7 @@ class BgpNode:
         self.ns = namespace
         self.address = address
         self.directory = lab.directory / name
-        self.directory.mkdir()
+        self.directory.mkdir(exist_ok=True)
         self.bgpd: Program | None = None
 
     def start(self, *flags: str) -> None:
