@@ -610,7 +610,9 @@ def _lifecycle(name: str, words: str) -> None:
 
 _lifecycle(
     "stop",
-    "End the processes of nodes; their namespaces and interfaces stay.\n\n"
+    "End nodes; their links are kept for the next start.\n\n"
+    "As with containerlab, interfaces come back with name, MTU and MAC, and without the addresses and routes that the "
+    "file's exec commands gave them: these run at deploy only. `calipy lab deploy -c` builds the lab anew.\n\n"
     "\b\nExample:\n  calipy lab stop -t mesh.clab.yml -n n1",
 )
 _lifecycle(
