@@ -15,9 +15,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from calipy.datastore.keys import BlockAffinityKey, parse
+from calipy.datastore.keys import BlockAffinityKey, HandleKey, parse, path
 from calipy.datastore.store import Store
-from calipy.errors import CalipyError
+from calipy.errors import CalipyError, ConflictError, NotFoundError
 from calipy.ipam import snapshot as pictures
 from calipy.ipam.audit import Allocated, audit, users_of
 from calipy.ipam.request import ReleaseRequest
@@ -48,11 +48,13 @@ class Decision:
 
     Attributes:
         leaks: handle → its addresses, all of them, guarded with handle and sequence number.
+        handles: handles that count addresses and have none, at the revision at which that was seen.
         blocks: empty blocks to give up.
         gone: nodes without a Node object and without addresses, whose blocks can go.
     """
 
     leaks: dict[str, list[ReleaseRequest]] = field(default_factory=dict)
+    handles: list[tuple[str, int]] = field(default_factory=list)
     blocks: list[BlockAffinityKey] = field(default_factory=list)
     gone: list[str] = field(default_factory=list)
 
@@ -70,6 +72,7 @@ class LeakTracker:
         self._scope = scope
         self._since: dict[_Slot, datetime.datetime] = {}
         self._empty: dict[str, datetime.datetime] = {}
+        self._idle: dict[tuple[str, int], datetime.datetime] = {}
 
     @property
     def candidates(self) -> int:
@@ -85,11 +88,13 @@ class LeakTracker:
         if any(_names_a_user(place) for place in picture.undecodable):
             return decision
         nodes = {node.metadata.name for node in picture.nodes}
-        found = audit(picture, now=now).allocated
+        checked = audit(picture, now=now)
+        found = checked.allocated
         verdicts = {id(entry): self._verdict(entry, nodes, now) for entry in found}
         self._settle_tunnels(found, verdicts, nodes)
         self._forget({_slot(entry) for entry in found if verdicts[id(entry)] == "candidate"})
         self._collect_leaks(found, verdicts, decision)
+        self._collect_handles(picture, checked.leaked_handles, decision, now)
         self._collect_blocks(picture, nodes, decision, now)
         return decision
 
@@ -142,6 +147,16 @@ class LeakTracker:
                 for entry in entries
             ]
 
+    def _collect_handles(
+        self, picture: Snapshot, leaked: Iterable[str], decision: Decision, now: datetime.datetime
+    ) -> None:
+        """A handle is raised before its block is written, so one without an address is a leak only if it stays so."""
+        if picture.undecodable:
+            return  # its address may be in what cannot be read
+        slots = [(handle_id, picture.revisions[HandleKey(handle_id)]) for handle_id in leaked]
+        self._idle = {slot: self._idle.get(slot, now) for slot in slots}
+        decision.handles = [slot for slot in slots if self._grace and now - self._idle[slot] >= self._grace]
+
     def _collect_blocks(self, picture: Snapshot, nodes: set[str], decision: Decision, now: datetime.datetime) -> None:
         owned: dict[str, list[str]] = defaultdict(list)
         empty: dict[str, datetime.datetime] = {}
@@ -185,9 +200,10 @@ def _names_a_user(place: str) -> bool:
 
 @dataclass(slots=True)
 class Collected:
-    """What a pass did: addresses released, blocks given up, and what failed (and is tried again next time)."""
+    """What a pass did: what was released and given up, and what failed (and is tried again next time)."""
 
     released: list[str] = field(default_factory=list)
+    handles: list[str] = field(default_factory=list)
     blocks: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
 
@@ -211,6 +227,14 @@ async def collect(
                 done.released += [r.address for r in requests if r.address not in result.unallocated]
             except CalipyError as error:
                 done.failed.append(str(error))
+    for handle_id, revision in decision.handles:
+        try:
+            await store.delete(path(HandleKey(handle_id)), revision=revision)
+            done.handles.append(handle_id)
+        except (ConflictError, NotFoundError):
+            continue  # in use again, or deleted by another collector
+        except CalipyError as error:
+            done.failed.append(str(error))
     try:
         await allocator.free_cooled()
     except CalipyError as error:

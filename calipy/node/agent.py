@@ -11,6 +11,7 @@ and goes on trying. SIGTERM ends it and leaves routes, rules, sets and pods as t
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import datetime
 import gc
 import os
@@ -134,8 +135,8 @@ class Agent:
             await asyncio.sleep(max(grace, LEAK_SECONDS) / 2 * random.uniform(0.9, 1.1))  # noqa: S311 - no secret
             try:
                 done = await collect(self.store, self.allocator, tracker, now=clock.wall)
-                if done.released or done.blocks or done.failed:
-                    logger.info("leaks collected", released=done.released, blocks=done.blocks, failed=done.failed)
+                if done.released or done.handles or done.blocks or done.failed:
+                    logger.info("leaks collected", **dataclasses.asdict(done))
             except CalipyError as error:
                 logger.warning("cannot look for leaked addresses", reason=str(error))
 

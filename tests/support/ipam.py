@@ -229,7 +229,8 @@ class CalicoClient:
         return None
 
     async def _assign_from(self, block: Block, revision: int, handle_id: str) -> str | None:
-        owner = AllocationAttribute(handle_id=handle_id, secondary={"node": self.host})
+        attributes = {"node": self.host, "pod": handle_id, "namespace": "shop"}
+        owner = AllocationAttribute(handle_id=handle_id, secondary=attributes)
         after, ordinals = blocks.assign(block, 1, owner)
         if not ordinals:
             return None

@@ -20,8 +20,9 @@ from typing import Any
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
+from calipy.datastore import codec
 from calipy.datastore.ipam import CONFIRMED, Block, BlockAffinity
-from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, parse
+from calipy.datastore.keys import BlockAffinityKey, BlockKey, HandleKey, parse, path
 from calipy.datastore.memory import MemoryStore
 from calipy.datastore.store import Event
 from calipy.errors import UnavailableError
@@ -29,9 +30,11 @@ from calipy.ipam import block as blocks
 from calipy.ipam import snapshot
 from calipy.ipam.allocator import CALICO_DEFAULTS, Allocator
 from calipy.ipam.audit import audit
+from calipy.ipam.collector import LeakTracker, collect
 from calipy.ipam.errors import HandleNotFoundError, IPAMError
 from calipy.ipam.request import ReleaseRequest
 from tests.support.ipam import CalicoClient, Clock, Turnstile, TurnstileStore, cluster, decoded, feed
+from tests.support.objects import pod
 from tests.support.stores import FaultyStore, Killed
 
 HISTORIES = int(os.environ.get("CALIPY_HISTORIES", "2500"))
@@ -188,6 +191,9 @@ class World:
         self.used_now.add(handle)
         return handle
 
+    def _pod(self, host: str, handle: str) -> dict[str, str]:
+        return {"node": host, "pod": handle, "namespace": "shop"}
+
     def _promise(self, address: str, handle: str) -> None:
         holder = self.owners.get(address)
         assert holder is None or holder in self.released, f"{address} given to {handle}, {holder} has it"
@@ -204,7 +210,7 @@ class World:
         match step.call:
             case "assign":
                 handle = self._new_handle(host)
-                attributes = {"node": host, "timestamp": str(self.clock.nanoseconds())}
+                attributes = {**self._pod(host, handle), "timestamp": str(self.clock.nanoseconds())}
                 done = await allocator.auto_assign(num4=step.number, handle_id=handle, attributes=attributes)
                 for address in done.ipv4:
                     self._promise(address, handle)
@@ -212,13 +218,13 @@ class World:
                 handle = self._some_handle(host, step.number)
                 if handle is not None:
                     self.used_now.add(handle)
-                    done = await allocator.auto_assign(num4=2, handle_id=handle, attributes={"node": host})
+                    done = await allocator.auto_assign(num4=2, handle_id=handle, attributes=self._pod(host, handle))
                     for address in done.ipv4:
                         self._promise(address, handle)
             case "given":
                 handle = self._new_handle(host)
                 address = f"10.9.0.{step.number * 3}"
-                await allocator.assign(address, handle, {"node": host})
+                await allocator.assign(address, handle, self._pod(host, handle))
                 self._promise(address, handle)
             case "release":
                 handle = self._some_handle(host, step.number)
@@ -324,6 +330,23 @@ class World:
                 owner = self.blocks[key.cidr].block.affinity
                 assert owner == f"host:{key.host}", f"{key} is confirmed, block has {owner}"
 
+    async def collect(self) -> None:
+        """The collector gives back what no pod uses, whatever died on the way, and touches nothing that one uses."""
+        live = {handle for handle in self.owners.values() if handle not in self.released}
+        for address, handle in self.owners.items():
+            if handle in live:
+                key, endpoint = pod(f"{handle}.{address}", address)
+                await self.store.put(path(key), codec.encode(endpoint))
+        tracker = LeakTracker()
+        for _ in range(2):
+            collected = await collect(self.store, self._allocator("n1", self.store), tracker, now=self.clock.now)
+            assert collected.failed == []
+            self.clock.forward(minutes=16)
+            await self.check()
+        held = self._held()
+        assert set(held.values()) <= live, "a leak was not collected"
+        assert set(self.handle_counts) <= live, "a handle without an address was not collected"
+
     async def clean_up(self) -> None:
         """Everything that deaths left behind is mended by ordinary calls, and live addresses are not touched."""
         self.delivered = self.checked
@@ -384,4 +407,6 @@ async def live(world: World, history: list[list[Step]]) -> None:
     await world.start()
     for steps in history:
         await world.batch(steps)
+    await world.check()
+    await world.collect()
     await world.clean_up()

@@ -7,9 +7,10 @@ import time
 
 from msgspec.structs import replace
 
+from calipy.datastore import codec
 from calipy.datastore.client import Client
-from calipy.datastore.ipam import IPAMConfig
-from calipy.datastore.keys import BlockKey, ResourceKey, affinity_prefix, path
+from calipy.datastore.ipam import Handle, IPAMConfig
+from calipy.datastore.keys import BlockKey, HandleKey, ResourceKey, affinity_prefix, path
 from calipy.datastore.memory import MemoryStore
 from calipy.ipam import snapshot
 from calipy.ipam.allocator import Allocator
@@ -247,3 +248,20 @@ async def test_g5_thousand_nodes() -> None:
     LeakTracker().observe(picture, now=NOW)
     audit(picture, now=NOW)
     assert time.perf_counter() - begin < 5
+
+
+async def test_handles_without_addresses() -> None:
+    """A handle without an address for the grace period goes; one written meanwhile, or with an address, stays."""
+    world = await make_cluster()
+    await world.pod("one")
+    for name in ("ghost", "busy"):
+        await world.store.put(path(HandleKey(name)), codec.encode(Handle(blocks={"10.1.0.0/30": 1})))
+    await world.passes()
+    await world.passes(minutes=14)
+    assert await read(world.store, HandleKey("ghost")) is not None
+    await world.store.put(path(HandleKey("busy")), codec.encode(Handle(blocks={"10.1.0.0/30": 2})))
+    await world.client.create(pod("one", *(await world.on("n1").ips_by_handle("net.one")))[1])
+    await world.passes(minutes=1)
+    assert await read(world.store, HandleKey("ghost")) is None
+    assert await read(world.store, HandleKey("busy")) is not None
+    assert await read(world.store, HandleKey("net.one")) is not None
