@@ -7,8 +7,10 @@ is not; an address that this node uses out of another node's block is announced 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from calipy.bgp.path import NORMAL_LOCAL_PREFERENCE, Attributes, Community, LargeCommunity, intern
 from calipy.bgp.peering import Session
@@ -18,6 +20,10 @@ from calipy.net import IPAddress, Prefix, host_prefix, parse_prefix
 
 EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
 """A node with this label (``true``) does not announce service ranges."""
+
+
+parse_cidr: Final = functools.lru_cache(maxsize=4096)(parse_prefix)
+"""Cached: the texts of pools and ranges are read again with every change of a block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +39,7 @@ class Pools:
         exported: list[Prefix] = []
         hidden: list[Prefix] = []
         for spec in specs:
-            (hidden if spec.disable_bgp_export else exported).append(parse_prefix(spec.cidr))
+            (hidden if spec.disable_bgp_export else exported).append(parse_cidr(spec.cidr))
         return cls(tuple(exported), tuple(hidden))
 
     def exports(self, prefix: Prefix) -> bool:
@@ -86,9 +92,9 @@ def service_ranges(configuration: BGPConfigurationSpec, labels: Mapping[str, str
     Cluster ranges, and external and load balancer ranges unless aggregation is disabled, are announced from every
     node that does not carry ``EXCLUDE_LABEL``; single addresses are left to those who know the endpoints.
     """
-    ranges = [parse_prefix(block.cidr) for block in configuration.service_cluster_ips]
+    ranges = [parse_cidr(block.cidr) for block in configuration.service_cluster_ips]
     outside = (*configuration.service_external_ips, *configuration.service_load_balancer_ips)
-    outer = [parse_prefix(block.cidr) for block in outside]
+    outer = [parse_cidr(block.cidr) for block in outside]
     kept_out = {*ranges, *outer}
     if labels.get(EXCLUDE_LABEL) == "true":
         return set(), kept_out
@@ -118,7 +124,7 @@ class Communities:
         large: list[tuple[Prefix, tuple[LargeCommunity, ...]]] = []
         for one in chosen:
             values = [parse_community(names.get(text, text)) for text in one.communities]
-            cidr = parse_prefix(one.cidr)
+            cidr = parse_cidr(one.cidr)
             standard.append((cidr, tuple(value for value in values if len(value) == 2)))
             large.append((cidr, tuple(value for value in values if len(value) == 3)))
         return cls(tuple(standard), tuple(large))

@@ -18,7 +18,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -340,14 +340,24 @@ class Bgpd:
             services=frozenset(self._view.service_ranges()[1]),
             filters=dict(self._view.filters),
         )
-        if policy != self._policy:
-            self._policy = policy
-            self._rib.set_policy(policy)
         programming = self._view.programming()
-        if programming != self._programming:
-            self._programming = programming
-            self._want_again(self._rib.loc_rib())
+        self._judge_again(policy, programming)
         self._want_extra()
+
+    def _judge_again(self, policy: ImportPolicy, programming: fib.Programming) -> None:
+        """Import and kernel by new rules. Own prefixes come and go all the time and concern no others: O(change)."""
+        old, self._policy = self._policy, policy
+        if policy != old:
+            if replace(policy, own_prefixes=old.own_prefixes) == old:
+                self._rib.judge_again(policy, policy.own_prefixes ^ old.own_prefixes)
+            else:
+                self._rib.set_policy(policy)
+        before, self._programming = self._programming, programming
+        if programming != before:
+            best = self._rib.loc_rib()
+            if replace(programming, own=before.own) == before:
+                best = {prefix: best[prefix] for prefix in programming.own ^ before.own if prefix in best}
+            self._want_again(best)
 
     def _apply_exports(self) -> None:
         """Adj-RIB-Out of every session."""

@@ -50,14 +50,15 @@ class Relay:
                     readable.append(bgpd.fileno())
                 if self.events:
                     writable.append(bgpd.fileno())
-            ready, sendable, _ = select.select(readable, writable, [], None if bgpd else RETRY)
+            ready, _, _ = select.select(readable, writable, [], None if bgpd else RETRY)
+            # What was just read goes on at once: nothing here blocks, and another look at the descriptors costs time.
             if 0 in ready and not self.from_exabgp():
                 return
             if bgpd is not None and bgpd.fileno() in ready:
                 self.from_bgpd(bgpd)
-            if self.bgpd is not None and self.bgpd.fileno() in sendable:
+            if self.bgpd is not None and self.events:
                 self.to_bgpd(self.bgpd)
-            if 1 in sendable:
+            if self.commands:
                 with contextlib.suppress(BlockingIOError):
                     del self.commands[: os.write(1, self.commands)]
 

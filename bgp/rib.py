@@ -177,6 +177,13 @@ class Rib:
             for path in list(candidates.values()):
                 self._put(self._judged(path))
 
+    def judge_again(self, import_policy: ImportPolicy, prefixes: Iterable[Prefix]) -> None:
+        """Another import policy, which judges no other prefixes than these differently. O(their paths)."""
+        self._import_policy = import_policy
+        for prefix in prefixes:
+            for path in list(self._candidates.get(prefix, {}).values()):
+                self._put(self._judged(path))
+
     # Next hops
 
     def next_hops(self) -> set[IPAddress]:

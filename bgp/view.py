@@ -6,7 +6,6 @@ addresses this node uses, is all that routing asks.
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
@@ -236,8 +235,8 @@ class View:
         refused = overlay if ours else pools
         return Programming(
             own=self.own_prefixes(),
-            refused=(*(parse_prefix(pool.cidr) for pool in refused), *self.service_ranges()[0]),
-            single=tuple(parse_prefix(pool.cidr) for pool in pools),
+            refused=(*(advertise.parse_cidr(pool.cidr) for pool in refused), *self.service_ranges()[0]),
+            single=tuple(advertise.parse_cidr(pool.cidr) for pool in pools),
             metric={
                 4: self.configuration.ipv4_normal_route_priority or NORMAL_METRIC,
                 6: self.configuration.ipv6_normal_route_priority or NORMAL_METRIC,
@@ -247,7 +246,7 @@ class View:
     def _valid_pools(self) -> Iterable[IPPoolSpec]:
         for name, spec in self._pools.items():
             try:
-                ipaddress.ip_network(spec.cidr, strict=False)
+                advertise.parse_cidr(spec.cidr)
             except ValueError as error:
                 self.problems[f"IPPool({name})"] = f"spec.cidr: {error}"
             else:

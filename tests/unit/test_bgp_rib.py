@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
@@ -311,3 +312,30 @@ def test_every_pair_of_paths_has_one_winner() -> None:
     for one, two in itertools.combinations(every, 2):
         if (one.peer, one.path_id) != (two.peer, two.path_id):
             assert decide([one, two], lambda _: 0) == decide([two, one], lambda _: 0)
+
+
+def test_judging_again_reaches_only_the_prefixes_named() -> None:
+    """A policy that differs for one prefix is asked for that prefix alone, and decides as ``set_policy`` would."""
+    asked: list[Prefix] = []
+
+    def refuses(prefix: Prefix) -> Callable[[Peer, Prefix, Attributes], tuple[str, Attributes]]:
+        def policy(_: Peer, of: Prefix, attributes: Attributes) -> tuple[str, Attributes]:
+            asked.append(of)
+            return ("own prefix" if of == prefix else ""), attributes
+
+        return policy
+
+    one, two, nothing = ip_network("10.1.0.0/26"), ip_network("10.2.0.0/26"), ip_network("10.3.0.0/26")
+    hop = ip_address("10.0.0.2")
+    rib = Rib(refuses(nothing))
+    rib.peer_up(Peer(hop, 64512, 64512, IPv4Address(2)), 0.0)
+    for prefix in (one, two):
+        rib.announce(hop, prefix, Attributes(hop))
+    rib.set_metrics({hop: 0})
+    assert {change.prefix for change in rib.take_changes()} == {one, two}
+    asked.clear()
+    rib.judge_again(refuses(one), {one, nothing})
+    assert asked == [one]
+    assert [(change.prefix, change.new) for change in rib.take_changes()] == [(one, None)]
+    rib.announce(hop, one, Attributes(hop, med=1))
+    assert rib.take_changes() == [], "the new policy holds from now on"
