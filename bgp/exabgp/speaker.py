@@ -72,7 +72,7 @@ class Speaker:
         self._wake = asyncio.Event()
         self._changed_at = self._first_changed_at = 0.0
         self._process: SpeakerProcess | None = None
-        self._reloading = False
+        self._reloading = self._returned = False
         self._refused = ""
         self.synchronised = False
         self.problem = ""
@@ -91,6 +91,8 @@ class Speaker:
         if not self._reload_due():
             self._first_changed_at = now
         self._changed_at = now
+        # Taken away and wanted again before a reload: ExaBGP has kept the session and will not tell of it by itself.
+        self._returned |= any(peer not in self._sessions for peer in wanted.keys() & (self._loaded or {}).keys())
         self._sessions, self._environment = wanted, dict(environment)
         self._configured.set()
         self._wake.set()
@@ -209,6 +211,9 @@ class Speaker:
                     self._reloading = True
                     await self._reload(channel)
                     self._reloading = False
+                if self._returned:
+                    self._returned = False
+                    await self._read_back(channel)
                 await self._tell(channel)
                 pause = self._reload_delay() if self._reload_due() else WATCHDOG_SECONDS
                 await self._sleep(pause, ended, closed)
