@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from calipy.containerlab.errors import LabError
 
 NETNS = Path("/run/netns")
 _NAME_LIMIT = 60
+PORTS_SECONDS = 3.0
+"""How long the last lab waits for the ports of its ended nodes to leave a bridge."""
 
 
 def directory() -> Path:
@@ -224,5 +227,10 @@ def remove_bridge(name: str, own: Entry) -> None:
         bridge = links.get_link(name)
         if bridge is None or ownership_name("mgmt", name) not in bridge.alternative_names:
             return
-        if not any(link.master == bridge.index for link in links.list_links()):
-            links.delete_link(name)
+        # The kernel takes the ports of nodes that have just ended away a moment later.
+        deadline = time.monotonic() + PORTS_SECONDS
+        while any(link.master == bridge.index for link in links.list_links()):
+            if time.monotonic() > deadline:
+                return  # somebody else has put an interface there
+            time.sleep(0.02)
+        links.delete_link(name)

@@ -65,7 +65,11 @@ def test_everything_is_answered_where_nothing_forbids_it(pair: Pair) -> None:
 
 def test_silence_and_refusal(pair: Pair) -> None:
     """Dropped packets are not answered; without a listener TCP and UDP are refused; other ports are not confused."""
-    assert [(a.answered, a.refused) for a in pair.probe("tcp/80", "udp/80")] == [(False, True), (False, True)]
+    for _ in range(5):  # a refusal may miss the deadline of a busy machine, as the runner allows for, too
+        refusals = [(a.answered, a.refused) for a in pair.probe("tcp/80", "udp/80")]
+        if refusals == [(False, True), (False, True)]:
+            break
+    assert refusals == [(False, True), (False, True)]
     pair.listen()
     assert not any(answer.answered for answer in pair.probe("tcp/81", "udp/81", "sctp/81"))
     pair.filter("chain in { type filter hook input priority 0; policy accept; ip protocol != icmp drop; }")
