@@ -212,14 +212,18 @@ class Agent:
         os.close(self._pidfd)
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
-        if not self._ready.done():
-            self._ready.set_exception(LabError(f"node {self.name}: its first process died"))
-            self._ready.exception()
+        # What it said last may still be unread: its reason goes before ours. The reader ends with the connection.
+        self._reader.add_done_callback(lambda _: self._never_ready())
         for program in self._programs.values():
             _resolve(program.started, 0)
             _resolve(program.ended, 128 + signal.SIGKILL)
         self._programs.clear()
         _resolve(self.gone, None)
+
+    def _never_ready(self) -> None:
+        if not self._ready.done():
+            self._ready.set_exception(LabError(f"node {self.name}: its first process died"))
+            self._ready.exception()
 
 
 def _resolve(future: asyncio.Future[Any], value: object) -> None:
