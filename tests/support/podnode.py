@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import os
-from collections.abc import Awaitable, Callable
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,14 +97,62 @@ class PodNode:
 def on_node(
     make_netns: Callable[..., Namespace], scenario: Callable[[PodNode], Awaitable[None]], *, pool4: str = POOL4
 ) -> None:
-    """Run a scenario on a fresh node, all in one thread inside the namespace, event loop and etcd included."""
+    """Run a scenario on a fresh node, in one thread inside the namespace.
+
+    etcd is the machine's, and its port is the namespace's too: gRPC connects from threads of its own, which may have
+    been started in either.
+    """
     host = make_netns("node")
+    with EtcdServer() as etcd:
+        port = int(etcd.url.rpartition(":")[2])
+        with _forwarding(host.call(_listen, port), port):
+            host.call(lambda: asyncio.run(_run(host, etcd, make_netns, scenario, pool4)))
 
-    def inside() -> None:
-        with EtcdServer() as etcd:
-            asyncio.run(_run(host, etcd, make_netns, scenario, pool4))
 
-    host.call(inside)
+def _listen(port: int) -> socket.socket:
+    return socket.create_server(("127.0.0.1", port), backlog=64)
+
+
+@contextlib.contextmanager
+def _forwarding(listener: socket.socket, port: int) -> Iterator[None]:
+    """Pass connections of a socket of another namespace on to a port of this one."""
+    loop = asyncio.new_event_loop()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            writer.close()
+            return
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+    async def serve() -> None:
+        async with await asyncio.start_server(connected, sock=listener):
+            await stop.wait()
+
+    async def main() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await serve()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    stop = asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(5)
+        if not thread.is_alive():
+            loop.close()
 
 
 async def _run(host, etcd, make_netns, scenario, pool4) -> None:
