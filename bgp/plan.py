@@ -1,19 +1,19 @@
 """What a change of resources does to the peering graph: all sessions before and after, and who is cut off. Pure.
 
-A session between nodes exists if both ends have it. Routes travel as they do in the network: a node tells its own, a
-reflector passes on (RFC 4456), the fabric behind external peers connects whoever peers with it. Nodes that cannot tell
-each other their blocks are islands.
+A session between nodes exists if both ends have it. Nodes that cannot tell each other their blocks over such sessions
+are islands (``bgp.islands``).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from calipy.bgp import peering
 from calipy.bgp.cluster import ANNOTATION, ClusterRoutesMode, parse_mode
+from calipy.bgp.islands import islands
 from calipy.bgp.peering import NodeInfo, PeeringInputs, Session
 from calipy.datastore.resources import BGPConfigurationSpec, BGPPeerSpec, NodeSpec, Resource
 from calipy.net import Family
@@ -148,8 +148,10 @@ def graph(resources: Resources) -> Graph:
             links[Link(near, far, session.family)][name] = session
     one_sided = frozenset(link for link, ends in links.items() if link.far in given.nodes and len(ends) == 1)
     both = {link: ends for link, ends in links.items() if link not in one_sided}
-    islands = {} if mode == "datastore" else {family: _islands(given, both, family) for family in _FAMILIES}
-    return Graph(dict(links), one_sided, islands, problems)
+    found_islands = (
+        {} if mode == "datastore" else {family: islands(given, both.values(), family) for family in _FAMILIES}
+    )
+    return Graph(dict(links), one_sided, found_islands, problems)
 
 
 def plan(before: Resources, after: Resources) -> Plan:
@@ -193,72 +195,3 @@ def _settings(ends: Mapping[str, Session]) -> dict[str, Session]:
         )
         for name, session in ends.items()
     }  # fmt: skip
-
-
-# Who hears of whom
-
-
-def _islands(
-    given: PeeringInputs, links: Mapping[Link, Mapping[str, Session]], family: Family
-) -> tuple[frozenset[str], ...]:
-    """Groups of nodes in which everybody hears of everybody, largest first."""
-    members = {name for name, node in given.nodes.items() if node.address(family) is not None}
-    sessions: defaultdict[str, list[Session]] = defaultdict(list)
-    outside: set[str] = set()
-    for link, ends in links.items():
-        if link.family != family:
-            continue
-        for name, session in ends.items():
-            sessions[name].append(session)
-            if not session.node:
-                outside.add(name)
-    hears = {name: _heard(name, given, sessions, outside) for name in members}
-    left, groups = set(members), []
-    while left:
-        # Who hears most, then by name: a hub that passes nothing on joins one of its neighbours' groups.
-        first = min(left, key=lambda name: (-len(hears[name] & left), name))
-        group = {first}
-        for name in sorted(hears[first] & left, key=lambda name: (-len(hears[name]), name)):
-            if group <= hears[name] | {name} and all(name in hears[one] for one in group):
-                group.add(name)
-        groups.append(frozenset(group))
-        left -= group
-    return tuple(sorted(groups, key=lambda group: (-len(group), sorted(group))))
-
-
-def _heard(origin: str, given: PeeringInputs, sessions: Mapping[str, Iterable[Session]], outside: set[str]) -> set[str]:
-    """Which nodes hear of the blocks of ``origin``."""
-    heard: set[str] = set()
-    seen: set[tuple[str, str]] = set()
-    todo: list[tuple[str, Literal["own", "client", "other"]]] = [(origin, "own")]
-    fabric = False
-    while todo:
-        name, learned = todo.pop()
-        cluster_id = given.nodes[name].cluster_id
-        if learned != "own" and cluster_id is None:
-            continue
-        for session in sessions.get(name, ()):
-            if not (learned in ("own", "client") or session.client or session.external):
-                continue
-            if not session.node:
-                if not fabric:
-                    fabric = True
-                    heard |= outside
-                    todo += [(one, "client") for one in outside if given.nodes[one].cluster_id is not None]
-                continue
-            heard.add(session.node)
-            back = _from(session.node, name, given, sessions)
-            if back is not None and (session.node, back) not in seen:
-                seen.add((session.node, back))
-                todo.append((session.node, back))
-    return heard - {origin}
-
-
-def _from(
-    receiver: str, sender: str, given: PeeringInputs, sessions: Mapping[str, Iterable[Session]]
-) -> Literal["client", "other"] | None:
-    """As what a reflector hears a sender, None if the receiver passes nothing on."""
-    if given.nodes[receiver].cluster_id is None:
-        return None
-    ours = next((one for one in sessions.get(receiver, ()) if one.node == sender), None)
-    return "client" if ours is not None and (ours.client or ours.external) else "other"

@@ -1,34 +1,26 @@
-"""What is passed on: reflection by RFC 4456, BGPFilters both ways, and a whole simulated network."""
+"""What is passed on: reflection by RFC 4456, and BGPFilters both ways."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from calipy.bgp import peering
 from calipy.bgp.advertise import Originated, Pools
 from calipy.bgp.exporting import ExportPolicy
 from calipy.bgp.filters import judge
 from calipy.bgp.importing import ImportPolicy
 from calipy.bgp.path import NORMAL_LOCAL_PREFERENCE, Attributes, Peer, Segment
-from calipy.bgp.peering import NodeInfo, PeeringInputs, Session
+from calipy.bgp.peering import Session
 from calipy.bgp.rib import Rib
 from calipy.datastore.resources import (
     AddCommunity,
-    BGPConfigurationSpec,
     BGPFilterRule,
     BGPFilterSpec,
-    BGPPeerSpec,
     CommunityMatch,
     FilterOperation,
-    NodeBGPSpec,
-    NodeSpec,
     PrefixLengthRange,
     PrependASPath,
     SetPriority,
@@ -235,131 +227,6 @@ def test_export_filters_open_and_close() -> None:
     assert set(told[FABRIC.peer]) == {hidden, BLOCK}
     assert told[FABRIC.peer][BLOCK].as_path == (Segment("sequence", (64512,)),)
     assert set(told[PLAIN.peer]) == {own}
-
-
-# A network of nodes in one process: no sockets, no clocks
-
-
-class Network:
-    """Nodes that exchange what they are told until nothing changes."""
-
-    def __init__(self, nodes: list[NodeInfo], **inputs: Any) -> None:
-        peers = inputs.pop("peers", {})
-        given_ = PeeringInputs({one.name: one for one in nodes}, peers, BGPConfigurationSpec(**inputs))
-        self.addresses = {one.address(4): one.name for one in nodes}
-        self.blocks = {one.name: ip_network((0x0AF40000 + 64 * i, 26)) for i, one in enumerate(nodes)}
-        self.sessions = {name: peering.plan(name, given_).sessions for name in given_.nodes}
-        self.ribs: dict[str, Rib] = {}
-        self.policies: dict[str, ExportPolicy] = {}
-        self.told: dict[tuple[str, str], Mapping[Prefix, Attributes]] = {}
-        for name, one in given_.nodes.items():
-            own = frozenset({self.blocks[name]})
-            sessions = self.sessions[name]
-            address = one.address(4)
-            assert isinstance(address, IPv4Address)
-            policy = ImportPolicy(
-                sessions, address, one.cluster_id, frozenset({address}), own, Pools((ip_network("10.244.0.0/14"),))
-            )
-            self.ribs[name] = Rib(policy)
-            self.policies[name] = ExportPolicy(Originated(own), sessions, one.cluster_id, lambda _: True)
-            for peer, far in sessions.items():
-                identifier = IPv4Address(int(peer))
-                self.ribs[name].peer_up(Peer(peer, far.peer_as, far.local_as, identifier), 0)
-
-    def converge(self, chance: random.Random) -> int:
-        """Rounds until quiet, nodes speaking in random order."""
-        for number in range(20):
-            changed = [self._speak(name) for name in chance.sample(list(self.ribs), len(self.ribs))]
-            if not any(changed):
-                return number
-        raise AssertionError("does not converge")
-
-    def fail(self, name: str) -> None:
-        """A node disappears; its peers lose their sessions."""
-        (address,) = [address for address, one in self.addresses.items() if one == name]
-        assert address
-        del self.ribs[name]
-        for rib in self.ribs.values():
-            rib.peer_down(address, 0)
-        self.told = {pair: said for pair, said in self.told.items() if name not in pair}
-
-    def _speak(self, name: str) -> bool:
-        rib = self.ribs[name]
-        rib.set_metrics(dict.fromkeys(rib.next_hops(), 0))
-        changed = bool(rib.take_changes())
-        for peer, routes in self.policies[name].exports(rib.loc_rib(), lambda one: one.local).items():
-            other = self.addresses[peer]
-            before = self.told.get((name, other), {})
-            if other not in self.ribs or before == routes:
-                continue
-            changed = True
-            self.told[name, other] = routes
-            mine = self.sessions[name][peer].local
-            assert mine
-            for prefix in before.keys() - routes.keys():
-                self.ribs[other].withdraw(mine, prefix)
-            for prefix, attributes in routes.items():
-                if before.get(prefix) != attributes:
-                    self.ribs[other].announce(mine, prefix, attributes)
-        return changed
-
-    def table(self, name: str) -> dict[Prefix, IPAddress]:
-        """Loc-RIB as prefix → next hop."""
-        return {prefix: best.path.attributes.next_hop for prefix, best in self.ribs[name].loc_rib().items()}
-
-
-def cluster(size: int, reflectors: int = 0) -> list[NodeInfo]:
-    """Nodes, the first ones reflectors with cluster IDs of their own."""
-    return [
-        NodeInfo(
-            f"n{i}",
-            {"rr": "yes"} if i < reflectors else {},
-            NodeSpec(
-                bgp=NodeBGPSpec(
-                    ipv4_address=f"10.1.{i >> 8}.{i & 255}/16",
-                    route_reflector_cluster_id=f"244.0.0.{i + 1}" if i < reflectors else "",
-                )
-            ),
-        )
-        for i in range(size)
-    ]
-
-
-RECIPE = {"rr": BGPPeerSpec(node_selector="all()", peer_selector="has(rr)")}
-
-
-@given(st.integers(3, 8), st.integers(1, 3), st.randoms(use_true_random=False))
-@settings(max_examples=20, deadline=None)
-def test_reflectors_give_the_same_tables_as_a_mesh(size: int, reflectors: int, chance: random.Random) -> None:
-    """Whatever the order of speaking, every node reaches every block at its owner; so does a mesh of the same nodes."""
-    reflected = Network(cluster(size + reflectors, reflectors), peers=RECIPE, node_to_node_mesh_enabled=False)
-    mesh = Network(cluster(size + reflectors))
-    reflected.converge(chance)
-    mesh.converge(chance)
-    for name in mesh.ribs:
-        assert reflected.table(name) == mesh.table(name)
-        assert len(mesh.table(name)) == size + reflectors - 1
-
-
-@given(st.randoms(use_true_random=False))
-@settings(max_examples=10, deadline=None)
-def test_failures_leave_no_ghosts(chance: random.Random) -> None:
-    """Of two reflectors one may fail, and any client: what is left reaches what is left, and nothing else."""
-    network = Network(cluster(9, 2), peers=RECIPE, node_to_node_mesh_enabled=False)
-    network.converge(chance)
-    network.fail(chance.choice(["n0", "n1"]))
-    network.fail(chance.choice(["n5", "n6", "n7"]))
-    network.converge(chance)
-    left = {network.blocks[name] for name in network.ribs}
-    for name in network.ribs:
-        assert set(network.table(name)) == left - {network.blocks[name]}
-
-
-def test_two_hundred_nodes_behind_two_reflectors() -> None:
-    """At the size where a mesh ends: converges in few rounds, every node has every block."""
-    network = Network(cluster(202, 2), peers=RECIPE, node_to_node_mesh_enabled=False)
-    assert network.converge(random.Random(1)) <= 6
-    assert {len(network.table(name)) for name in network.ribs} == {201}
 
 
 def test_local_preference_of_originated_routes_is_calicos() -> None:
