@@ -32,7 +32,8 @@ Value = Any
 WORDS = (
     "10.244.0.0/26", "10.244.0.64/26", "10.244.9.9/32", "10.0.0.0/8", "0.0.0.0/0", "fd00:1::/122", "10.77.0.2",
     "fd00::2", "igp", "egp", "incomplete", "as-sequence", "as-set", "restart", "forwarding", "ipv4 unicast",
-    "ipv6 unicast", "", "\ud800", "up", "down", "connected", "notification received (6,2)", "closing connection", "1e9", "-1",
+    "ipv6 unicast", "", "\ud800", "up", "down", "connected", "notification received (6,2)", "closing connection", "1e9",
+    "-1",
 )  # fmt: skip
 NUMBERS = (0, -1, 1, 64512, 64500, 1 << 32, 1 << 64, 4.5, True, None)
 
@@ -61,7 +62,7 @@ def an_update(chance: random.Random) -> Value:
 BODIES: tuple[tuple[str, Callable[[random.Random], Value]], ...] = (
     ("update", lambda chance: {"direction": "receive", "message": an_update(chance)}),
     ("update", lambda _: {"direction": "receive", "message": {"eor": {"afi": "ipv4", "safi": "unicast"}}}),
-    ("state", lambda chance: {"state": chance.choice(["up", "up", "up", "down", "connected"]), "reason": chance.choice(WORDS)}),
+    ("state", lambda chance: {"state": chance.choice(["up", "up", "up", "down"]), "reason": chance.choice(WORDS)}),
     (
         "open",
         lambda chance: {
