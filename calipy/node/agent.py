@@ -30,10 +30,11 @@ from calipy.datastore.connect import EtcdConfig, connect
 from calipy.datastore.syncer import InSync, Status, Syncer, SyncEvent, Update
 from calipy.errors import CalipyError, DatastoreError
 from calipy.felix.daemon import Felix, FelixStatus
+from calipy.httpd import HttpServer
 from calipy.ipam.allocator import Allocator
 from calipy.ipam.collector import LeakTracker, collect
 from calipy.node import host, startup, tunnels
-from calipy.node.health import Health, HealthServer
+from calipy.node.health import Health, pages
 from calipy.node.settings import NodeSettings, etcd_config
 
 logger = log.get("agent")
@@ -75,7 +76,13 @@ class Agent:
         for name, timeout in (("startup", 0.0), ("datastore", 0.0), ("felix", WATCHDOG_SECONDS)):
             self.health.register(name, timeout=timeout)
         settings = self.settings
-        server = HealthServer(self.health, host=settings.health_host, port=settings.health_port, refresh=self._report)
+        server = HttpServer(
+            pages(self.health, self._report),
+            host=settings.health_host,
+            port=settings.health_port,
+            purpose="health checks",
+            remedy="set FELIX_HEALTHPORT or FELIX_HEALTHHOST, or FELIX_HEALTHENABLED=false",
+        )
         if settings.health_enabled:
             await server.start()
         api = Server(api_client.agent_socket(), {"status": self.status, **self.workloads.handlers()})

@@ -1,4 +1,4 @@
-"""Liveness and readiness of a daemon: reporters with time-outs (pure), and the small HTTP server that tells of them.
+"""Liveness and readiness of a daemon: reporters with time-outs, and the pages that tell of them.
 
 Mirrors Felix's health aggregator: each part of a daemon reports ``live`` and ``ready``; a report older than its
 time-out counts as neither. ``/liveness`` and ``/readiness`` answer 200 when all is well and 503 when any reporter is
@@ -7,17 +7,11 @@ not, with a table of the reasons either way.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from calipy import clock, log
-from calipy.errors import CalipyError
-
-logger = log.get("health")
-
-REQUEST_SECONDS = 5.0
-MAX_REQUEST_LINE = 4096
+from calipy import clock
+from calipy.httpd import Page
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,60 +83,17 @@ def table(lines: list[Line]) -> str:
     )
 
 
-class HealthServer:
-    """Serves ``/liveness`` and ``/readiness`` (GET and HEAD) on one address, by default localhost only."""
+def pages(health: Health, refresh: Callable[[], None] = lambda: None) -> dict[str, Callable[[], Page]]:
+    """``/liveness`` and ``/readiness``, to be served.
 
-    def __init__(self, health: Health, *, host: str, port: int, refresh: Callable[[], None] = lambda: None) -> None:
-        """``refresh`` is called before each answer, so that reporters without a loop of their own are up to date."""
-        self._health = health
-        self._host = host
-        self._port = port
-        self._refresh = refresh
-        self._server: asyncio.Server | None = None
+    ``refresh`` is called before each answer, so that reporters without a loop of their own are up to date.
+    """
 
-    async def start(self) -> None:
-        """Begin to listen.
+    def page(good: Callable[[], bool]) -> Page:
+        refresh()
+        return Page(table(health.lines()), "200 OK" if good() else "503 Service Unavailable")
 
-        Raises:
-            CalipyError: the port is taken or the address is not ours.
-        """
-        try:
-            self._server = await asyncio.start_server(self._serve, self._host, self._port, limit=MAX_REQUEST_LINE)
-        except OSError as error:
-            raise CalipyError(
-                f"cannot listen for health checks on {self._host}:{self._port}: {error.strerror or error}",
-                remedy="set FELIX_HEALTHPORT or FELIX_HEALTHHOST, or FELIX_HEALTHENABLED=false",
-            ) from error
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-            await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                status, body, method = self._answer((await reader.readline()).decode("latin-1"))
-                while (await reader.readline()).strip():
-                    pass
-                head = (
-                    f"HTTP/1.1 {status}\r\nContent-Type: text/plain; charset=utf-8\r\n"
-                    f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
-                )
-                writer.write(head.encode() + (b"" if method == "HEAD" else body))
-                await writer.drain()
-        except (TimeoutError, ConnectionError, ValueError):
-            logger.debug("health request not completed")
-        finally:
-            writer.close()
-
-    def _answer(self, request: str) -> tuple[str, bytes, str]:
-        method, _, rest = request.partition(" ")
-        path = rest.split(" ")[0].split("?")[0]
-        if method not in ("GET", "HEAD"):
-            return "405 Method Not Allowed", b"GET only\n", method
-        if path not in ("/liveness", "/readiness"):
-            return "404 Not Found", b"/liveness or /readiness\n", method
-        self._refresh()
-        good = self._health.live if path == "/liveness" else self._health.ready
-        return ("200 OK" if good else "503 Service Unavailable"), table(self._health.lines()).encode(), method
+    return {
+        "/liveness": lambda: page(lambda: health.live),
+        "/readiness": lambda: page(lambda: health.ready),
+    }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from calipy.node.health import Health, HealthServer, table
+from calipy.httpd import HttpServer
+from calipy.node.health import Health, pages, table
 
 
 def test_a_reporter_is_live_but_not_ready_before_it_reports() -> None:
@@ -44,7 +45,7 @@ async def test_server_answers_200_and_503(unused_port: int) -> None:
     """/readiness follows the reporters; other paths and methods are refused."""
     health = Health()
     health.register("felix")
-    server = HealthServer(health, host="localhost", port=unused_port)
+    server = HttpServer(pages(health), host="localhost", port=unused_port, purpose="health checks", remedy="")
     await server.start()
     try:
         assert b" 503 " in await _fetch(unused_port, b"GET /readiness HTTP/1.1\r\n\r\n")
