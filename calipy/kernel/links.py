@@ -27,6 +27,7 @@ RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
 _RTM_GETADDR: Final = 22
 _RTM_NEWNEIGH: Final = 28
+_RTM_DELNEIGH: Final = 29
 _RTM_GETNEIGH: Final = 30
 _RTM_NEWLINKPROP: Final = 108
 
@@ -173,6 +174,18 @@ class Links:
         info = netlink.nested(_IFLA_LINKINFO, netlink.text(_IFLA_INFO_KIND, "veth"), data)
         self._create(f"create veth {end.name} and {peer.name}", _veth_end(end) + info)
 
+    def create_ipip(self, name: str) -> None:
+        """Create an IPIP tunnel device, which loads the driver. EOPNOTSUPP: the kernel has none.
+
+        The first device of a namespace, ``tunl0``, comes with the driver itself: it being there is success.
+        """
+        info = netlink.nested(_IFLA_LINKINFO, netlink.text(_IFLA_INFO_KIND, "ipip"))
+        try:
+            self._create(f"create IPIP device {name}", _veth_end(VethEnd(name)) + info)
+        except KernelError as error:
+            if error.code != errno.EEXIST or self.get_link(name) is None:
+                raise
+
     def create_bridge(self, name: str, *, mtu: int = 0, mac: str = "") -> None:
         """Create a bridge, down and empty."""
         info = netlink.nested(_IFLA_LINKINFO, netlink.text(_IFLA_INFO_KIND, "bridge"))
@@ -200,6 +213,10 @@ class Links:
     def set_mac(self, name: str, mac: str) -> None:
         """Set the link-layer address."""
         self._change(name, f"set MAC {mac} of", netlink.attribute(_IFLA_ADDRESS, parse_mac(mac)))
+
+    def set_mtu(self, name: str, mtu: int) -> None:
+        """Set the MTU, in bytes."""
+        self._change(name, f"set MTU {mtu} of", netlink.attribute_u32(_IFLA_MTU, mtu))
 
     def set_master(self, name: str, bridge: str | None) -> None:
         """Attach an interface to a bridge, or detach it (None)."""
@@ -285,6 +302,15 @@ class Links:
         Returns:
             For each its errno, 0 = done.
         """
+        return self._write_neighbours(_RTM_NEWNEIGH, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE, neighbours)
+
+    def delete_neighbours(self, neighbours: Sequence[Neighbour]) -> list[int]:
+        """Remove entries in bulk. For each its errno; ENOENT: it was not there."""
+        return self._write_neighbours(_RTM_DELNEIGH, 0, neighbours)
+
+    # --- inside
+
+    def _write_neighbours(self, kind: int, flags: int, neighbours: Sequence[Neighbour]) -> list[int]:
         codes: list[int] = []
         places: list[int] = []
         messages: list[bytes] = []
@@ -300,12 +326,10 @@ class Links:
             if entry.mac:
                 body += netlink.attribute(_NDA_LLADDR, parse_mac(entry.mac))
             places.append(place)
-            messages.append(netlink.message(_RTM_NEWNEIGH, netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE, body))
+            messages.append(netlink.message(kind, flags, body))
         for place, code in zip(places, self._netlink.request(messages), strict=True):
             codes[place] = code
         return codes
-
-    # --- inside
 
     def _create(self, doing: str, body: bytes) -> None:
         flags = netlink.NLM_F_CREATE | netlink.NLM_F_EXCL
