@@ -177,8 +177,10 @@ class _Walk:
             if target is None:
                 return True
             accepted = False  # the node talks to itself: what it sent comes in
-        if inward is not None and not accepted:  # mangle PREROUTING
-            outcome = self._judge(inward, "pre-DNAT", "ingress", packet, state)
+        # Mangle PREROUTING: one without policy there leaves the packet to the one for all interfaces, as in Calico.
+        early = inward if inward is not None and inward.layers["pre-DNAT"] else elsewhere
+        if early is not None and not accepted:
+            outcome = self._judge(early, "pre-DNAT", "ingress", packet, state)
             if outcome == "deny":
                 return False
             accepted = outcome == "allow" and state != "established"

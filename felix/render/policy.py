@@ -129,7 +129,7 @@ def compile_rule(context: PolicyContext, rule: messages.Rule, origin: Origin, lo
         *sides[0].positive(),
         *sides[1].positive(),
         _icmp(rule.icmp, family, negated=False),
-        _negated_protocol(rule),
+        _negated_protocol(rule, protocol),
         *sides[0].negative(),
         *sides[1].negative(),
         _icmp(rule.not_icmp, family, negated=True),
@@ -184,18 +184,21 @@ def _nets_of_family(match: Match, family: Family) -> Match | None:
 
 
 def _protocol(rule: messages.Rule, family: Family) -> str | None:
-    """``-p …``, "" for any, None when an ICMP rule asks for the other family's ICMP."""
+    """``-p …``, "" for any, None when the rule asks for the other family's ICMP, or for the protocol that it excludes."""
     own, other = _ICMP_NAMES[family], _ICMP_NAMES[10 - family]
+    protocol = rule.protocol
     if rule.icmp or rule.not_icmp:
-        if rule.protocol in other:
+        if protocol in other:
             return None
-        if rule.protocol is None:
-            return f"-p {own[0]}"
-    return "" if rule.protocol is None else f"-p {rule.protocol}"
+        protocol = protocol or own[0]
+    if protocol is None:
+        return ""
+    return None if protocol == rule.not_protocol else f"-p {protocol}"
 
 
-def _negated_protocol(rule: messages.Rule) -> str:
-    return "" if rule.not_protocol is None else f"! -p {rule.not_protocol}"
+def _negated_protocol(rule: messages.Rule, protocol: str) -> str:
+    """``! -p …``. Beside a protocol the exclusion of another one says nothing, and iptables takes ``-p`` once only."""
+    return "" if rule.not_protocol is None or protocol else f"! -p {rule.not_protocol}"
 
 
 def _icmp(icmp: messages.ICMP | None, family: Family, *, negated: bool) -> str:

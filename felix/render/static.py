@@ -84,6 +84,8 @@ def _filter(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, .
     to_host = [
         *(Rule(f"-p 58 -m icmp6 --icmpv6-type {kind}", allow) for kind in (_ICMP6_ALWAYS if family == 6 else ())),
         Rule("", syntax.jump(FROM_WORKLOAD_DISPATCH)),
+        # Beyond Felix: without it pods could not answer their node where accepting means RETURN.
+        *([Rule(syntax.ESTABLISHED, allow)] if config.filter_allow_action == "RETURN" else ()),
         Rule("", f"--jump {config.endpoint_to_host_action}", ("Configured DefaultEndpointToHostAction",)),
     ]
     inward = [Rule(syntax.from_interface(workload), syntax.goto(WORKLOAD_TO_HOST)) for workload in workloads]

@@ -1,7 +1,7 @@
 """The text of a rule → predicates and a target, in iptables' grammar as far as we write it. Pure.
 
 Unknown words raise, and so do combinations that the kernel refuses: ports without a protocol that has them, ICMP types
-without ICMP.
+without ICMP, two protocols or addresses of a side.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read_match(text: str, family: Family) -> tuple[Predicate, ...]:
     """
     try:
         groups = list(_groups(shlex.split(text)))
-        _check_protocol(groups)
+        _check(groups)
         return tuple(predicate for module, options in groups for predicate in _predicates(module, options, family))
     except (WalkError, ValueError) as error:
         raise WalkError(f"match {text!r}: {error}") from None
@@ -145,11 +145,17 @@ def _negation(predicate: Predicate) -> Predicate:
     return lambda sight: not predicate(sight)
 
 
-def _check_protocol(groups: Iterable[_Group]) -> None:
-    """What depends on a protocol must have it in the rule: the kernel looks at nothing else."""
+def _check(groups: Iterable[_Group]) -> None:
+    """What depends on a protocol must have it in the rule: the kernel looks at nothing else. And what iptables takes
+    once only stands there once.
+    """
     asked = [(module, option) for module, options in groups for option in options]
     protocol = None
+    given: set[str] = set()
     for _, option in asked:
+        if option.name in given & _BASIC:
+            raise WalkError(f"{option.name} twice")
+        given.add(option.name)
         if option.name == "--protocol" and not option.negated:
             protocol = matching.protocol_number(option.arguments[0])
     for module, _ in asked:

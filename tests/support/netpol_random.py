@@ -15,33 +15,50 @@ from calipy.conformance.netpol_verdicts import snapshot_of, verdict_of
 T = TypeVar("T")
 
 LABELS = {"app": ("web", "db", "job"), "zone": ("x", "y"), "canary": ("yes",)}
-NETS4 = ("10.65.1.0/26", "10.65.2.0/26", "10.65.1.10/32", "192.0.2.0/24", "192.0.2.77/32", "0.0.0.0/1")
-NETS6 = ("fd00:65:1::/64", "fd00:65:2::/64", "2001:db8:2::/64", "2001:db8:2::10/128")
+NETS4 = (
+    "10.65.1.0/26", "10.65.2.0/26", "10.65.1.10/32", "192.0.2.0/24", "192.0.2.77/32", "172.20.0.0/24",
+    "0.0.0.0/1", "0.0.0.0/0",
+)  # fmt: skip
+NETS6 = ("fd00:65:1::/64", "fd00:65:2::/64", "2001:db8:2::/64", "2001:db8:2::10/128", "::/0")
 PORTS = (8080, 9090, "http", "dns", "8000:8999", "9090:9091")
+MANY_PORTS = (*range(8100, 8110), "8200:8299", "8300:8399", 9899, "5000:5352", "7000:7999", 5353, 8080, "9000:9089")
+"""More than one multiport match holds, in any part that is cut from the end."""
 PROBES = (
     "tcp/8080", "tcp/9090", "udp/5353", "udp/8080", "sctp/9899", "icmp/8", "icmp/13",
     "tcp6/8080", "udp6/5353", "icmp6/128", "tcp/8080+sport=30500",
+    "sctp6/9899", "udp6/8080", "tcp6/9090", "tcp/22", "udp/4789", "tcp6/8080+sport=30500",
 )  # fmt: skip
 PROFILES = ("open", "odd")
 TIERS = ("first", "second", "default")
 
 
-def make_case(seed: int, *, steps: int = 3, hosts: bool = False) -> dict[str, Any]:
+def make_case(
+    seed: int, *, steps: int = 3, hosts: bool = False, policies: tuple[int, int] = (2, 5), probes: int = 4
+) -> dict[str, Any]:
     """A case of six pods on two nodes, the nodes and two externals; the same for the same seed.
 
-    With ``hosts`` the nodes' uplinks have policy too: normal, for forwarded packets, before DNAT and untracked.
+    With ``hosts`` the nodes' own interfaces have policy too: normal, for forwarded packets, before DNAT and untracked.
+    ``policies`` says how many there are at the start, at least and at most; ``probes``, how many tables a state has.
     """
-    return _Maker(random.Random(seed), hosts=hosts).case(f"random-{seed}", steps)
+    return _Maker(random.Random(seed), hosts=hosts, policies=policies).case(f"random-{seed}", steps, probes)
+
+
+def policies_of(document: dict[str, Any]) -> int:
+    """How many policies a case has in all its states, each version of one counted."""
+    actions = [action for step in document["steps"] for action in step["actions"]]
+    found = [*document["policies"], *(action["apply"] for action in actions if "apply" in action)]
+    return sum(one["kind"].endswith("NetworkPolicy") for one in found)
 
 
 class _Maker:
-    def __init__(self, chance: random.Random, *, hosts: bool) -> None:
+    def __init__(self, chance: random.Random, *, hosts: bool, policies: tuple[int, int]) -> None:
         self._random = chance
         self._hosts = hosts
+        self._policies = policies
 
-    def case(self, name: str, steps: int) -> dict[str, Any]:
+    def case(self, name: str, steps: int, tables: int) -> dict[str, Any]:
         """See ``make_case``."""
-        probes = self._random.sample(PROBES, 4)
+        probes = self._random.sample(PROBES, tables)
         document: dict[str, Any] = {
             "format": "netpol-case/1",
             "id": name,
@@ -66,7 +83,8 @@ class _Maker:
                 *(self._network_set(number) for number in range(2)),
                 *(self._profile(name) for name in PROFILES),
                 *(self._host_endpoint(number) for number in (1, 2) if self._hosts and self._perhaps(0.8)),
-                *(self._policy(number) for number in range(self._random.randint(2, 5))),
+                *(self._all_interfaces(number) for number in (1, 2) if self._hosts and self._perhaps(0.25)),
+                *self._all_policies(),
             ],
             "settings": {"endpointToHostAction": self._one(("Accept", "Drop"))},
             "probes": probes,
@@ -122,6 +140,32 @@ class _Maker:
             spec["profiles"] = ["open"]
         return _calico("HostEndpoint", f"n{number}-uplink", spec, labels=self._labels())
 
+    def _all_interfaces(self, number: int) -> dict[str, Any]:
+        """A host endpoint for every interface of a node that no other one covers."""
+        spec = {"node": f"n{number}", "interfaceName": "*", "profiles": ["open", "odd"][: self._random.randint(0, 2)]}
+        return _calico("HostEndpoint", f"n{number}-all", spec, labels=self._labels())
+
+    def _all_policies(self) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        wanted = self._random.randint(*self._policies)
+        while len(found) < wanted:
+            if wanted - len(found) > 1 and self._perhaps(0.25):
+                found += self._group(len(found), min(wanted - len(found), self._one((2, 2, 3, 4, 7, 8))))
+            else:
+                found.append(self._policy(len(found)))
+        return found
+
+    def _group(self, number: int, size: int) -> list[dict[str, Any]]:
+        """Policies of one selector that come one after another, so that endpoints may share them in one chain."""
+        tier, selector, order = self._one(TIERS), self._selector(1), self._one((5, 1000))
+        prefix = "" if tier == "default" else f"{tier}."
+        found = []
+        for member in range(size):
+            spec = {"tier": tier, "selector": selector, "order": order, **self._sides()}
+            kind = "StagedGlobalNetworkPolicy" if self._perhaps(0.1) else "GlobalNetworkPolicy"
+            found.append(_calico(kind, f"{prefix}g{number}-{member}", spec))
+        return found
+
     def _host_policy(self, number: int) -> dict[str, Any]:
         """A global policy for forwarded packets, before DNAT or untracked."""
         kind = self._one(("", "preDNAT", "doNotTrack"))
@@ -141,7 +185,10 @@ class _Maker:
 
     def _network_set(self, number: int) -> dict[str, Any]:
         nets = self._random.sample(NETS4 + NETS6, self._random.randint(1, 3))
-        return _calico("GlobalNetworkSet", f"set{number}", {"nets": nets}, labels=self._labels())
+        name, labels = f"set{number}", self._labels()
+        if self._perhaps(0.3):
+            return _calico("NetworkSet", name, {"nets": nets}, labels=labels, namespace=self._one(("shop", "bank")))
+        return _calico("GlobalNetworkSet", name, {"nets": nets}, labels=labels)
 
     def _selector(self, depth: int = 2) -> str:
         if depth and self._perhaps(0.35):
@@ -164,10 +211,14 @@ class _Maker:
 
     def _nets(self, version: int) -> list[str]:
         nets = NETS6 if version == 6 else NETS4
-        return self._random.sample(nets, self._random.randint(1, 2))
+        if self._perhaps(0.2):
+            nets = NETS4 + NETS6
+        return self._random.sample(nets, self._random.choice((1, 1, 2, 2, 3, 4)))
 
-    def _entity(self, protocol: str | None, version: int, *, destination: bool) -> dict[str, Any]:
+    def _entity(self, protocol: str | int | None, version: int, *, destination: bool) -> dict[str, Any]:
         found: dict[str, Any] = {}
+        if self._perhaps(0.25):  # or rules with many conditions would hardly ever match
+            return found
         options: list[tuple[str, float, Callable[[], Any]]] = [
             ("selector", 0.35, self._selector),
             ("notSelector", 0.15, self._selector),
@@ -176,54 +227,70 @@ class _Maker:
             ("notNets", 0.15, lambda: self._nets(version)),
             ("serviceAccounts", 0.1, lambda: self._one(({"names": ["robot"]}, {"selector": "has(app)"}))),
         ]
-        if protocol in {"TCP", "UDP"} and destination:
+        if protocol in {"TCP", "UDP", "SCTP", 6} and destination:
             options += [("ports", 0.5, self._ports), ("notPorts", 0.15, self._ports)]
-        elif protocol in {"TCP", "UDP"}:
+        elif protocol in {"TCP", "UDP", "SCTP", 6}:
             options += [("ports", 0.1, lambda: ["30000:65535"]), ("notPorts", 0.1, lambda: [30500])]
+        elif protocol is None and destination:
+            options += [("ports", 0.15, lambda: ["http"]), ("notPorts", 0.1, lambda: ["dns", "http"])]
         for name, probability, make in options:
             if self._perhaps(probability):
                 found[name] = make()
         return found
 
     def _ports(self) -> list[Any]:
-        return self._random.sample(PORTS, self._random.randint(1, 2))
+        if self._perhaps(0.15):
+            return [*MANY_PORTS[-self._random.randint(8, len(MANY_PORTS)) :], *self._random.sample(PORTS, 1)]
+        return self._random.sample(PORTS, self._random.randint(1, 3))
 
     def _rule(self) -> dict[str, Any]:
         version = self._one((4, 4, 6))
-        protocol = self._one((None, "TCP", "TCP", "UDP", "SCTP", "ICMPv6" if version == 6 else "ICMP"))
+        protocol = self._one((None, "TCP", "TCP", "UDP", "SCTP", 6, "ICMPv6" if version == 6 else "ICMP"))
         rule: dict[str, Any] = {"action": self._one(("Allow", "Allow", "Deny", "Pass", "Log"))}
         if protocol:
             rule["protocol"] = protocol
-        elif self._perhaps(0.2):
+        if self._perhaps(0.03 if protocol else 0.2):
             rule["notProtocol"] = self._one(("TCP", "UDP", 132))
-        if protocol == "ICMP" and self._perhaps(0.6):
-            rule[self._one(("icmp", "notICMP"))] = self._one(({"type": 8}, {"type": 13}, {"type": 8, "code": 0}))
+        if protocol in {"ICMP", "ICMPv6"}:
+            kinds = ({"type": 8}, {"type": 13}, {"type": 8, "code": 0}) if version == 4 else ({"type": 128},)
+            rule |= {name: self._one(kinds) for name in ("icmp", "notICMP") if self._perhaps(0.5)}
         if protocol in {"ICMP", "ICMPv6"} or self._perhaps(0.2):
             rule["ipVersion"] = version
+        if self._perhaps(0.05):
+            rule["metadata"] = {"annotations": {"why": 'it\'s "quoted"; $(so)'}}
         rule["source"] = self._entity(protocol, version, destination=False)
         rule["destination"] = self._entity(protocol, version, destination=True)
         return rule
+
+    def _sides(self) -> dict[str, Any]:
+        """Types and rules of a policy; without types Calico infers them."""
+        types = self._one((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
+        rules = {side.lower(): [self._rule() for _ in range(self._random.randint(0, 3))] for side in types}
+        if "egress" in rules and self._perhaps(0.1):
+            service = {"services": {"name": "front", "namespace": "shop"}}
+            rules["egress"].insert(0, {"action": self._one(("Allow", "Deny")), "destination": service})
+        return rules if self._perhaps(0.1) else {"types": types, **rules}
 
     def _policy(self, number: int) -> dict[str, Any]:
         if self._hosts and self._perhaps(0.4):
             return self._host_policy(number)
         if self._perhaps(0.3):
             return self._kubernetes_policy(number)
-        rules = {side: [self._rule() for _ in range(self._random.randint(0, 3))] for side in ("ingress", "egress")}
         tier = self._one(TIERS)
         spec = {
             "tier": tier,
             "selector": self._selector(),
-            "types": self._one((["Ingress"], ["Egress"], ["Ingress", "Egress"])),
             **({"order": self._one((1, 5, 1000, 2000))} if self._perhaps(0.7) else {}),
+            **({"serviceAccountSelector": self._one(("has(app)", "all()"))} if self._perhaps(0.1) else {}),
+            **self._sides(),
         }
-        spec |= {side: found for side, found in rules.items() if side.capitalize() in spec["types"]}
         name = f"{tier}.p{number}" if tier != "default" else f"p{number}"
+        staged = "Staged" if self._perhaps(0.05) else ""
         if self._perhaps(0.5):
-            return _calico("NetworkPolicy", name, spec, namespace=self._one(("shop", "bank")))
+            return _calico(f"{staged}NetworkPolicy", name, spec, namespace=self._one(("shop", "bank")))
         if self._perhaps(0.3):
             spec["namespaceSelector"] = self._one(("zone == 'x'", "has(zone)", "all()"))
-        return _calico("GlobalNetworkPolicy", name, spec)
+        return _calico(f"{staged}GlobalNetworkPolicy", name, spec)
 
     def _kubernetes_policy(self, number: int) -> dict[str, Any]:
         return {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
-from calipy.conformance.netpol_case import UPLINK, Cluster, Site, parse_probe
+from calipy.conformance.netpol_case import UPLINK, Case, Cluster, Site, parse_probe
 from calipy.conformance.netpol_writer import Objects, objects
 from calipy.datastore.names import kubernetes_interface
 from calipy.felix import hosts
@@ -25,8 +26,9 @@ _ICMP_ANSWERS = {8: 0, 13: 14, 128: 129}
 class WalkedNode:
     """What one node's agent would have in its kernel."""
 
-    def __init__(self, name: str, addresses: frozenset[str]) -> None:
+    def __init__(self, name: str, addresses: frozenset[str], parameters: Mapping[str, str]) -> None:
         self.graph = Graph(name)
+        self._parameters = parameters
         self._addresses = {"lo": frozenset({"127.0.0.1", "::1"}), UPLINK: addresses}
         self._hosts: dict[str, HostEndpoint] = {}
         self._config: FelixConfig | None = None
@@ -35,7 +37,7 @@ class WalkedNode:
         """Take one flush of the graph, as the agent's dataplane does. Parameters may come once only."""
         if changes.config is not None:
             assert self._config is None, "a change of parameters is not modelled"
-            self._config = FelixConfig.from_parameters(changes.config)
+            self._config = FelixConfig.from_parameters({**changes.config, **self._parameters})
             self.renderers = {family: Renderer(family, self._config) for family in (4, 6)}
             self.sets = SetTable(self._config.max_ipset_size)
         assert self._config is not None
@@ -65,14 +67,20 @@ class Passage:
     answer: bool
     walk: Walk
 
+    def __str__(self) -> str:
+        what = "answer" if self.answer else "request"
+        steps = (f"    {step.table} {step.chain} {step.position}: {step.rule.body}" for step in self.walk.steps)
+        return "\n".join([f"  {what} at {self.node}: {self.walk.verdict}", *steps])
+
 
 class WalkedCluster:
-    """The nodes of a case, led from state to state."""
+    """The nodes of a case, led from state to state; ``parameters`` are Felix's, beside those of the case."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, parameters: Mapping[str, str] | None = None) -> None:
         machines = cluster.machines()
         self._nodes = {
-            name: WalkedNode(name, frozenset(map(str, machines[name].addresses.values()))) for name in cluster.nodes
+            name: WalkedNode(name, frozenset(map(str, machines[name].addresses.values())), parameters or {})
+            for name in cluster.nodes
         }
         self._present: Objects = {}
         self._interfaces: dict[IPAddress, str] = {}
@@ -131,6 +139,19 @@ class WalkedCluster:
             yield here.machine, replace(packet, in_interface=comes, out_interface=UPLINK)
         if there.machine in self._nodes:
             yield there.machine, replace(packet, in_interface=UPLINK, out_interface=leaves)
+
+
+def mismatches(document: dict[str, Any], parameters: Mapping[str, str] | None = None) -> Iterator[str]:
+    """Cells of a case in which the walk does not come to what the tables say, with the way that the packets took."""
+    walked: WalkedCluster | None = None
+    for state in Case(document["id"], "", "", (), document).states():
+        walked = walked or WalkedCluster(state.cluster, parameters)
+        walked.move_to(state.cluster)
+        for probe, source, destination, wanted in state.cells():
+            passages = walked.travel(state.cluster, probe, source, destination)
+            if all(passage.walk.accepted for passage in passages) != (wanted == "A"):
+                way = "\n".join(str(passage) for passage in passages)
+                yield f"{document['id']}, {state.name}: {probe} {source} -> {destination}: want {wanted}\n{way}"
 
 
 def _answer(packet: Packet) -> Packet:

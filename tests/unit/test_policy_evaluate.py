@@ -150,6 +150,18 @@ def test_host_endpoint_for_all_interfaces_is_on_those_of_pods_too() -> None:
     assert _verdict([everywhere, untracked], OUTSIDE, "10.65.1.1").allowed, "not for all interfaces"
 
 
+def test_pre_dnat_policy_of_all_interfaces_is_for_those_without_their_own() -> None:
+    """A host endpoint with pre-DNAT policy of its own is spared that of the one for all interfaces; others are not."""
+    everywhere = make("HostEndpoint", "all", {"node": "n1", "interfaceName": "*"}, labels={"every": "where"})
+    base = {"preDNAT": True, "applyOnForward": True, "types": ["Ingress"]}
+    deny = global_policy("deny", **base, selector="has(every)", ingress=[{"action": "Deny"}])
+    own = global_policy("own", **base, selector="has(host)", ingress=[{"action": "Allow"}])
+    there = (OUTSIDE, "172.20.0.11")
+    assert _verdict([OPEN_GUARD, everywhere], *there).allowed
+    assert not _verdict([OPEN_GUARD, everywhere, deny], *there).allowed
+    assert _verdict([OPEN_GUARD, everywhere, deny, own], *there).allowed
+
+
 def test_untracked_answers_need_leave_of_their_own() -> None:
     """Without connection tracking the answer is judged too: by untracked policy, and TCP finds no other way out."""
     one_way = {"action": "Allow", "protocol": "TCP", "destination": {"ports": [80]}}

@@ -167,17 +167,25 @@ def test_order_of_matches() -> None:
         dst=Match(
             ip_sets=("s:b",), services=("svc:c",), named_ports=("n:d",), not_nets=("10.1.0.0/16",), not_ip_sets=("s:e",)
         ),
-        not_protocol=17,
         annotations=("k=v",),
     )
     assert compiled(rule) == [
         (
             '-m comment --comment "k=v" -p tcp --source 10.0.0.0/8 -m set --match-set cali40s:a src'
             " -m multiport --source-ports 1:2 -m set --match-set cali40s:b dst -m set --match-set cali40svc:c dst,dst"
-            " -m set --match-set cali40n:d dst,dst ! -p 17 -m multiport ! --source-ports 9"
+            " -m set --match-set cali40n:d dst,dst -m multiport ! --source-ports 9"
             " ! --destination 10.1.0.0/16 -m set ! --match-set cali40s:e dst --jump MARK --set-mark 0x10000/0x10000"
         )
     ]
+
+
+def test_a_protocol_and_another_one_excluded_stand_in_no_rule_together() -> None:
+    """iptables takes ``-p`` once: beside a protocol the exclusion says nothing, unless it is of the same."""
+    allowed = "--jump MARK --set-mark 0x10000/0x10000"
+    assert compiled(Rule("allow", not_protocol=17)) == [f"! -p 17 {allowed}"]
+    assert compiled(Rule("allow", protocol="tcp", not_protocol="udp")) == [f"-p tcp {allowed}"]
+    assert compiled(Rule("allow", protocol="tcp", not_protocol="tcp")) == [""]
+    assert compiled(Rule("allow", icmp=ICMP(8, None), not_protocol="icmp")) == [""]
 
 
 def test_rules_of_the_other_family_are_left_out_not_widened() -> None:
