@@ -17,6 +17,7 @@ from typing import Final, Literal, TypeVar
 
 from calipy import log
 from calipy.errors import KernelError
+from calipy.felix import telemetry
 from calipy.felix.config import FelixConfig
 from calipy.felix.dataplane import backend
 from calipy.felix.dataplane.backend import BackendName
@@ -154,6 +155,13 @@ class Dataplane:
         """Events were lost: have the next ``apply`` read links, addresses and routes."""
         self._edges.resync()
         self._hosts.resync()
+
+    def measure(self) -> None:
+        """Set the gauges of rules, sets and routes. Linear in the chains."""
+        for family, renderer in self._renderers.items():
+            telemetry.show_rules(family, renderer.tables.values())
+        self._ipsets.measure()
+        self._edges.measure()
 
     def next_deadline(self) -> float | None:
         """When ``apply`` has something to do without being told, on the constructor's clock."""

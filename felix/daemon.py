@@ -17,12 +17,14 @@ from typing import Any, Final, Protocol
 
 from calipy import log
 from calipy.datastore.syncer import InSync, Status, SyncEvent, Update
+from calipy.felix import telemetry
 from calipy.felix.apply import ApplyReport, Dataplane, EndpointStatus
 from calipy.felix.config import FelixConfig
 from calipy.felix.delta import Difference
 from calipy.felix.graph.graph import Graph
+from calipy.felix.graph.statistics import GraphStatistics
 from calipy.felix.messages import Changes, EndpointID
-from calipy.kernel.monitor import Monitor, Overrun
+from calipy.kernel.monitor import AddressEvent, LinkEvent, Monitor, Overrun
 
 _logger = log.get("felix")
 
@@ -40,6 +42,7 @@ class ChangeSource(Protocol):
     def on_update(self, key: Any, value: Any) -> None: ...
     def on_in_sync(self) -> None: ...
     def flush(self) -> Changes: ...
+    def statistics(self) -> GraphStatistics: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +109,12 @@ class Felix:
         self._progress = asyncio.Event()
         self._in_sync = False
         self._datastore = ""
+        self._reading = True
         self._started = False
         self._received_revision = 0
         self._flushed_revision = 0
         self._applied_revision = 0
+        self._batch = telemetry.Batch()
         self._last: ApplyReport | None = None
         self._applied_at: float | None = None
 
@@ -119,12 +124,19 @@ class Felix:
             if isinstance(event, Update | InSync):
                 self._received_revision = max(self._received_revision, event.revision)
             if isinstance(event, Update):
+                began = self._clock()
                 self._graph.on_update(event.key, event.value)
+                telemetry.processed(event.key, self._clock() - began)
             elif isinstance(event, InSync):
                 self._graph.on_in_sync()
                 self._in_sync = True
+                self._reading = False
+                telemetry.datastore("in-sync")
             elif isinstance(event, Status):
                 self._datastore = event.state
+                self._reading = self._reading or event.state == "resync"
+                connected = "resync" if self._reading else "in-sync"
+                telemetry.datastore("wait-for-ready" if event.state == "disconnected" else connected)
         self._wake.set()
 
     async def run(self) -> None:
@@ -170,6 +182,12 @@ class Felix:
             host_endpoints=self._dataplane.host_endpoints() if self._started else {},
         )
 
+    def measure(self) -> None:
+        """Set the metrics that nobody follows as things happen. Linear in what is known and programmed."""
+        telemetry.show_graph(self._graph.statistics())
+        if self._started:
+            self._dataplane.measure()
+
     async def wait_programmed(self, endpoint_id: EndpointID, timeout: float, *, nets: Iterable[str] = ()) -> bool:
         """Wait until policy and routes of an endpoint are in the kernel.
 
@@ -207,6 +225,8 @@ class Felix:
             await self._gather()
             report = await self._dataplane.apply()
             if self._in_sync and self._graph.datastore_ready:
+                telemetry.applied(self._batch, report.seconds, first=self._last is None, failed=not report.ok)
+                self._batch = telemetry.Batch()
                 self._last, self._applied_at = report, self._clock()
                 if report.ok:
                     self._applied_revision = self._flushed_revision
@@ -232,7 +252,9 @@ class Felix:
         if not (self._in_sync and self._graph.datastore_ready):
             return None
         self._flushed_revision = self._received_revision
-        return self._graph.flush()
+        changes = self._graph.flush()
+        self._batch.messages += telemetry.flushed(changes)
+        return changes
 
     async def _wait(self, deadline: float | None) -> None:
         """Wait for news, or until ``deadline``."""
@@ -244,6 +266,8 @@ class Felix:
 
     async def _watch(self, monitor: Monitor) -> None:
         async for event in monitor:
+            self._batch.links += isinstance(event, LinkEvent)
+            self._batch.addresses += isinstance(event, AddressEvent)
             if isinstance(event, Overrun):
                 self._dataplane.resync()
                 self._wake.set()

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from calipy import clock
 from calipy.errors import KernelError
 from calipy.kernel import netns
 
@@ -16,12 +17,16 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A program that ended. Texts are UTF-8, undecodable bytes kept as surrogates."""
+    """A program that ended. Texts are UTF-8, undecodable bytes kept as surrogates.
+
+    ``start_seconds`` is how long it took to start it.
+    """
 
     argv: tuple[str, ...]
     returncode: int
     stdout: str
     stderr: str
+    start_seconds: float = 0.0
 
     def check(self) -> Completed:
         """Itself, if it succeeded.
@@ -53,21 +58,23 @@ def run(
         return netns.run_in(netns_fd, run, argv, stdin=stdin, timeout=timeout)
     path = os.environ.get("PATH", "")
     environment = {**os.environ, "LC_ALL": "C", "PATH": f"{path}:{_SYSTEM_PATH}" if path else _SYSTEM_PATH}
+    given = stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin
+    pipe = subprocess.PIPE
+    began = clock.monotonic()
     try:
-        done = subprocess.run(
-            list(argv),
-            input=stdin.encode("utf-8", "surrogateescape") if isinstance(stdin, str) else stdin,
-            capture_output=True,
-            timeout=timeout,
-            env=environment,
-            check=False,
-        )
+        with subprocess.Popen(list(argv), stdin=pipe, stdout=pipe, stderr=pipe, env=environment) as program:
+            took = clock.monotonic() - began
+            try:
+                out, err = program.communicate(given, timeout)
+            except BaseException:
+                program.kill()
+                raise
     except subprocess.TimeoutExpired as error:
         raise KernelError(f"{argv[0]} did not end within {timeout:g} s and was killed", code=errno.ETIMEDOUT) from error
     except OSError as error:
         remedy = f"install the package that has {argv[0]}" if isinstance(error, FileNotFoundError) else ""
         raise KernelError(f"cannot run {argv[0]}: {error.strerror}", code=error.errno or 0, remedy=remedy) from error
-    return Completed(tuple(argv), done.returncode, _text(done.stdout), _text(done.stderr))
+    return Completed(tuple(argv), program.returncode, _text(out), _text(err), took)
 
 
 async def run_async(

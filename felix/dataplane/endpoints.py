@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import Final
 
-from calipy import log
+from calipy import clock, log
 from calipy.errors import InvalidInputError, KernelError
 from calipy.felix.config import FelixConfig
 from calipy.felix.dataplane import conntrack
@@ -25,9 +25,22 @@ from calipy.kernel.links import Link, Links, Neighbour, parse_mac
 from calipy.kernel.monitor import LinkEvent, RouteEvent
 from calipy.kernel.netlink import NetlinkSocket
 from calipy.kernel.routes import RouteFailure, RouteTable, matches
+from calipy.metrics import REGISTRY
 from calipy.net import POD_GATEWAY, PROTO_BGP, Prefix, Route
 
 _logger = log.get("felix.endpoints")
+
+_ROUTES: Final = REGISTRY.gauges("felix_route_table_num_routes", "Routes that Felix manages in a table.", "table")
+_INTERFACES: Final = REGISTRY.gauges(
+    "felix_route_table_num_ifaces", "Interfaces that Felix watches for the routes of a table.", "table"
+)
+_READ_SECONDS: Final = REGISTRY.summary("felix_route_table_resync_seconds", "Seconds that it took to read all routes.")
+_PARTIAL_READ_SECONDS: Final = REGISTRY.summary(
+    "felix_route_table_partial_resync_seconds", "Seconds that it took to read the routes of one interface."
+)
+_CONNTRACK_SECONDS: Final = REGISTRY.summary(
+    "felix_route_table_conntrack_wait_seconds", "Seconds for which routes waited for connections to be forgotten."
+)
 
 _GATEWAY: Final = ipaddress.ip_address(POD_GATEWAY)
 _PROTO_KERNEL: Final = 2
@@ -170,6 +183,14 @@ class Endpoints:
         deadlines = (self._read_at, self._routing.next_deadline())
         return min((deadline for deadline in deadlines if deadline is not None), default=None)
 
+    def measure(self) -> None:
+        """Set the gauges. Linear in the routes."""
+        wanted = [prefix for prefix in self._routing.destinations() if self._routing.desired(prefix)]
+        for family in (4, 6):
+            table = f"IPv{family}:{_MAIN_TABLE}"
+            _ROUTES.labels(table).set(sum(prefix.version == family for prefix in wanted))
+            _INTERFACES.labels(table).set(len(self._up))
+
     def is_up(self, interface: str) -> bool:
         """Whether the interface exists and can pass packets."""
         return interface in self._up
@@ -213,7 +234,9 @@ class Endpoints:
     async def _read(self, now: float) -> list[Difference]:
         """Read all links and routes; everything becomes dirty."""
         waiting = frozenset(self._routing.dirty)
+        began = clock.monotonic()
         links, routes = await asyncio.to_thread(lambda: (self._links.list_links(), self._table.dump()))
+        _READ_SECONDS.observe(clock.monotonic() - began)
         self._read_at = None
         self._check_gateway()
         self._unread.clear()
@@ -243,7 +266,10 @@ class Endpoints:
         for prefix in touched:
             self._actual[prefix] = tuple(r for r in self._actual[prefix] if _interface(r) not in self._unread)
         for interface in self._unread:
-            for route in self._table.dump(interface=interface):
+            began = clock.monotonic()
+            found = self._table.dump(interface=interface)
+            _PARTIAL_READ_SECONDS.observe(clock.monotonic() - began)
+            for route in found:
                 if self._owns(route):
                     self._actual[route.dst] = (*self._actual.get(route.dst, ()), route)
                     self._routing.dirty.add(route.dst)
@@ -275,7 +301,9 @@ class Endpoints:
         self._routing.dirty.clear()
         self._note(self._table.apply(delete=plan.delete_first), plan.delete_first, deleted=True)
         if plan.forget:
+            began = clock.monotonic()
             await conntrack.forget(plan.forget)
+            _CONNTRACK_SECONDS.observe(clock.monotonic() - began)
         self._note(self._table.apply(replace=plan.replace), plan.replace, deleted=False)
         self._note(self._table.apply(delete=plan.delete_last), plan.delete_last, deleted=True)
 

@@ -15,6 +15,7 @@ from typing import Final
 
 from calipy import log
 from calipy.errors import KernelError
+from calipy.felix.dataplane import programs
 from calipy.felix.dataplane.nfnetlink import HEADER_SIZE, NetfilterSocket
 from calipy.felix.delta import Difference
 from calipy.felix.sets import (
@@ -26,13 +27,19 @@ from calipy.felix.sets import (
     record_sets,
     unwanted_sets,
 )
-from calipy.kernel import netlink, process
+from calipy.kernel import netlink
+from calipy.metrics import REGISTRY
 
 _logger = log.get("felix.ipsets")
 
+_CALLS: Final = REGISTRY.counter("felix_ipset_calls", "Calls of ipset.")
+_ERRORS: Final = REGISTRY.counter("felix_ipset_errors", "Calls of ipset that failed.")
+_LINES: Final = REGISTRY.counter("felix_ipset_lines_executed", "Lines given to ipset.")
+_OF_FAMILY: Final = REGISTRY.gauges("felix_ipsets_calico", "Active ip sets of ours.", "ip_version")
+_TOTAL: Final = REGISTRY.gauge("felix_ipsets_total", "Ip sets of ours in the kernel.")
+
 _ATTEMPTS: Final = 10
 _FIRST_DELAY: Final = 0.001
-_TIMEOUT: Final = 60.0
 _LIST: Final = 6 << 8 | 7
 _PROTOCOL: Final = netlink.attribute(1, b"\x06")
 _HEADERS_ONLY: Final = netlink.attribute(6, struct.pack("!I", 4))
@@ -79,6 +86,13 @@ class IPSets:
             sizes[found[_SETNAME][:-1]] = int.from_bytes(size, "big")
         return any(sizes.get(name.encode()) != len(known.members) for name, known in self._actual.items())
 
+    def measure(self) -> None:
+        """Set the gauges. Linear in the sets."""
+        for family in (4, 6):
+            number = sum(wanted.family == family for wanted in self._table.sets.values())
+            _OF_FAMILY.labels(str(family)).set(number)
+        _TOTAL.set(len(self._actual or ()))
+
     def set_table(self, table: SetTable) -> None:
         """Exchange the desired state as a whole."""
         self._table = table
@@ -101,7 +115,7 @@ class IPSets:
             KernelError: ipset is missing or refused.
         """
         touched = self._touched = set()
-        saved = (await process.run_async(["ipset", "save"], timeout=_TIMEOUT)).check()
+        saved = (await programs.run(["ipset", "save"], calls=_CALLS, errors=_ERRORS)).check()
         return Reading(await asyncio.to_thread(parse_save, saved.stdout), touched)
 
     def adopt(self, reading: Reading) -> list[Difference]:
@@ -197,9 +211,9 @@ class IPSets:
         """Number of the line that failed (0: not told) and the error, "" for success."""
         if not lines:
             return 0, ""
-        done = await process.run_async(
-            ["ipset", "restore", "-exist"], stdin="\n".join([*lines, "COMMIT", ""]), timeout=_TIMEOUT
-        )
+        text = "\n".join([*lines, "COMMIT", ""])
+        done = await programs.run(["ipset", "restore", "-exist"], stdin=text, calls=_CALLS, errors=_ERRORS)
+        _LINES.inc(len(lines))
         if done.returncode == 0:
             return 0, ""
         error = " ".join(done.stderr.split()) or f"exit status {done.returncode}"

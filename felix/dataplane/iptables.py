@@ -18,18 +18,26 @@ from typing import Final
 
 from calipy import log
 from calipy.errors import KernelError
+from calipy.felix.dataplane import programs
 from calipy.felix.dataplane.backend import BackendName, program
 from calipy.felix.dataplane.nftables import NftablesReader
 from calipy.felix.delta import Actual, Difference, KernelRule, Plan, Table, compare, parse_save, plan
 from calipy.felix.render.static import TABLES, TableName
-from calipy.kernel import process
+from calipy.metrics import REGISTRY
 from calipy.net import Family
 
 _logger = log.get("felix.iptables")
 
+_SAVES: Final = REGISTRY.counter("felix_iptables_save_calls", "Calls of iptables-save.")
+_SAVE_ERRORS: Final = REGISTRY.counter("felix_iptables_save_errors", "Calls of iptables-save that failed.")
+_RESTORES: Final = REGISTRY.counter("felix_iptables_restore_calls", "Calls of iptables-restore.")
+_RESTORE_ERRORS: Final = REGISTRY.counter("felix_iptables_restore_errors", "Calls of iptables-restore that failed.")
+_LINES: Final = REGISTRY.counters(
+    "felix_iptables_lines_executed", "Lines given to iptables-restore.", "ip_version", "table"
+)
+
 _ATTEMPTS: Final = 10
 _FIRST_DELAY: Final = 0.001
-_TIMEOUT: Final = 60.0
 _LOCK_WAIT: Final = 10
 _MANY_CHAINS: Final = 64
 """More chains than this are not read back one by one."""
@@ -176,10 +184,11 @@ class IPTables:
 
     async def _save(self, family: Family) -> dict[str, Actual]:
         hooks: dict[str, tuple[str, ...]] = {name: tuple(table.hooks) for name, table in self._tables[family].items()}
-        saved = await process.run_async([program(family, self.backend, "save")], timeout=_TIMEOUT)
+        saved = await programs.run([program(family, self.backend, "save")], calls=_SAVES, errors=_SAVE_ERRORS)
         try:
             return await asyncio.to_thread(parse_save, saved.check().stdout + saved.stderr, hooks)
         except ValueError as error:
+            _SAVE_ERRORS.inc()
             raise KernelError(
                 f"cannot read the iptables rules: {error}", remedy="remove what was added to these tables with nft"
             ) from error
@@ -241,10 +250,12 @@ class IPTables:
         for item in plans:
             starts.append((len(lines), item))
             lines += item.restore_input()
+            _LINES.labels(str(family), item.table).inc(len(lines) - starts[-1][0])
         argv = [program(family, self.backend, "restore"), "--noflush"]
         if self.backend == "legacy":
             argv += ["--wait", str(_LOCK_WAIT)]
-        done = await process.run_async(argv, stdin="\n".join([*lines, ""]), timeout=_TIMEOUT)
+        text = "\n".join([*lines, ""])
+        done = await programs.run(argv, stdin=text, calls=_RESTORES, errors=_RESTORE_ERRORS)
         if done.returncode == 0:
             for item in plans:
                 item.record(self._actual[family][_table_name(item.table)])

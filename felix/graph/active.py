@@ -175,6 +175,21 @@ class ActiveRules:
             if policy.head is not None and policy.head.tier == name and policy.matches:
                 self._dirty_endpoints.update(dict.fromkeys(self._index.matches_of_watch(key)))
 
+    def local_statistics(self) -> dict[str, int]:
+        """Sizes of what concerns this node. Linear in the policies."""
+        return {
+            "endpoints": len(self._endpoints),
+            "policies": sum(policy.matches > 0 for policy in self._policies.values()),
+        }
+
+    def cluster_statistics(self) -> dict[str, int]:
+        """Sizes of what the cluster has. Linear in the policies."""
+        return {
+            "tiers": len(self._tiers),
+            "policies": sum(policy.resource is not None for policy in self._policies.values()),
+            "profiles": sum(profile.rules is not None for profile in self._profiles.values()),
+        }
+
     def flush(self, changes: Changes) -> None:
         """Say what changed since the last flush, sets excepted. O(what was touched)."""
         for key, policy in self._dirty_policies.items():

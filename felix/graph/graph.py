@@ -30,6 +30,7 @@ from calipy.felix.graph.active import ActiveRules
 from calipy.felix.graph.config import Configuration
 from calipy.felix.graph.ipsets import IPSets
 from calipy.felix.graph.nodes import Nodes
+from calipy.felix.graph.statistics import GraphStatistics
 from calipy.felix.messages import Changes
 from calipy.policy.model import POLICY_KINDS
 
@@ -101,6 +102,20 @@ class Graph:
             self._sets.flush(changes)
             self._nodes.flush(changes)
         return changes
+
+    def statistics(self) -> GraphStatistics:
+        """Sizes, for those who watch the agent. Linear in endpoints, network sets and policies: not for every event."""
+        index = self._sets.statistics()
+        return GraphStatistics(
+            local=self._active.local_statistics() | {"selectors": index.watches},
+            cluster=self._active.cluster_statistics()
+            | {
+                "hosts": self._nodes.host_count,
+                "host_endpoints": self._sets.count("HostEndpoint"),
+                "workload_endpoints": self._sets.count("WorkloadEndpoint"),
+            },
+            index=index,
+        )
 
     def _report(self, key: Key, problem: str) -> None:
         if problem:

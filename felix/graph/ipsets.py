@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from calipy.datastore.keys import ResourceKey
 from calipy.felix.graph.endpoints import Labelled, Member
 from calipy.felix.graph.labels import LabelIndex
+from calipy.felix.graph.statistics import IndexStatistics
 from calipy.felix.messages import Changes, IPSet, IPSetDelta, SetType
 from calipy.policy.selector import Selector
 
@@ -101,6 +102,14 @@ class IPSets:
     def set_parent(self, name: str, labels: dict[str, str]) -> None:
         """Set the labels a profile hands down; empty when it is gone."""
         self._index.set_parent(name, labels)
+
+    def statistics(self) -> IndexStatistics:
+        """Size and work of the index of all that can be in a set."""
+        return self._index.statistics()
+
+    def count(self, kind: str) -> int:
+        """How many endpoints or sets of a kind of resource there are. Linear in all of them."""
+        return sum(isinstance(key, ResourceKey) and key.kind == kind for key in self._index.idents)
 
     def acquire(self, specs: Iterable[SetSpec]) -> None:
         """Refer to sets once more each; new ones are filled now."""

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from typing import Final, Generic, TypeVar
 
+from calipy.felix.graph.statistics import IndexStatistics
 from calipy.policy.selector import Selector
 
 ItemT = TypeVar("ItemT")
@@ -109,6 +110,18 @@ class LabelIndex(Generic[ItemT, WatchT]):
         self._parent_postings: dict[str, dict[str, set[_Parent[ItemT, WatchT]]]] = {}
         self._filings: dict[str, _Filing[ItemT, WatchT]] = {}
         self._unfiled: set[_Watch[ItemT, WatchT]] = set()
+        self._statistics = IndexStatistics()
+
+    @property
+    def idents(self) -> Iterable[Hashable]:
+        """Identities of the items."""
+        return self._items.keys()
+
+    def statistics(self) -> IndexStatistics:
+        """Size and work so far."""
+        found = self._statistics
+        found.items, found.watches, found.unfiled = len(self._items), len(self._watches), len(self._unfiled)
+        return found
 
     def set_item(self, ident: Hashable, value: ItemT, labels: Mapping[str, str], parents: tuple[str, ...]) -> None:
         """Add or replace an item. O(its labels + watches filed under them).
@@ -130,8 +143,7 @@ class LabelIndex(Generic[ItemT, WatchT]):
         for parent in item.parents:
             parent.children.add(item)
         _post(self._item_postings, item, labels)
-        matched = {watch for watch in self._candidates(item) if watch.selector.matches(item.effective_labels())}
-        item.matched = matched
+        item.matched = matched = self._matching(item)
         before = old.matched if old is not None else set()
         for watch in matched:
             watch.items.add(item)
@@ -168,11 +180,16 @@ class LabelIndex(Generic[ItemT, WatchT]):
         """Begin to watch a selector, under an id that is not in use. O(items that meet its rarest restriction)."""
         watch: _Watch[ItemT, WatchT] = _Watch(value, selector)
         self._watches[ident] = watch
+        evaluated = 0
         for item in self._file(watch):
-            if watch not in item.matched and selector.matches(item.effective_labels()):
-                item.matched.add(watch)
-                watch.items.add(item)
-                self._started(value, item.value)
+            if watch not in item.matched:
+                evaluated += 1
+                if selector.matches(item.effective_labels()):
+                    item.matched.add(watch)
+                    watch.items.add(item)
+                    self._started(value, item.value)
+        self._statistics.evaluated += evaluated
+        self._statistics.matched += len(watch.items)
 
     def remove_watch(self, ident: Hashable) -> None:
         """Forget a watch, with a ``stopped`` for everything it matched; O(its matches)."""
@@ -212,8 +229,7 @@ class LabelIndex(Generic[ItemT, WatchT]):
     def _rescan(self, item: _Item[ItemT, WatchT]) -> None:
         """Bring an item's matches in line after its inherited labels changed."""
         item.effective = None
-        labels = item.effective_labels()
-        matched = {watch for watch in self._candidates(item) if watch.selector.matches(labels)}
+        matched = self._matching(item)
         before, item.matched = item.matched, matched
         for watch in matched - before:
             watch.items.add(item)
@@ -221,6 +237,14 @@ class LabelIndex(Generic[ItemT, WatchT]):
         for watch in before - matched:
             watch.items.discard(item)
             self._stopped(watch.value, item.value)
+
+    def _matching(self, item: _Item[ItemT, WatchT]) -> set[_Watch[ItemT, WatchT]]:
+        labels = item.effective_labels()
+        candidates = list(self._candidates(item))
+        matched = [watch for watch in candidates if watch.selector.matches(labels)]
+        self._statistics.evaluated += len(candidates)
+        self._statistics.matched += len(matched)
+        return set(matched)
 
     def _candidates(self, item: _Item[ItemT, WatchT]) -> Iterator[_Watch[ItemT, WatchT]]:
         """Every watch that could match; one may come more than once."""
@@ -244,12 +268,20 @@ class LabelIndex(Generic[ItemT, WatchT]):
                 best, choice = score, (label, restriction.one_of)
         if best is None:
             self._unfiled.add(watch)
+            self._count_strategy("endpoint-full-scan")
             return self._items.values()
         label, values = choice
+        way = "label-name" if values is None else "single-value" if len(values) == 1 else "multi-value"
+        inherited = label not in self._item_postings and label in self._parent_postings
+        self._count_strategy(f"{'parent' if inherited else 'endpoint'}-{way}")
         watch.filed = ((label, None),) if values is None else tuple((label, value) for value in values)
         for _, value in watch.filed:
             self._filings.setdefault(label, _Filing()).shelf(value).add(watch)
         return self._narrowed(self._holders(label, values), label, watch.selector)
+
+    def _count_strategy(self, name: str) -> None:
+        strategies = self._statistics.strategies
+        strategies[name] = strategies.get(name, 0) + 1
 
     def _narrowed(
         self, items: Iterable[_Item[ItemT, WatchT]], label: str, selector: Selector

@@ -125,6 +125,11 @@ class Nodes:
         """
         self._services = services(resource) if resource is not None else ()
 
+    @property
+    def host_count(self) -> int:
+        """How many nodes there are."""
+        return len(self._hosts)
+
     def flush(self, changes: Changes) -> None:
         """Say what changed since the last flush. O(changed), and O(pools) if a pool changed."""
         if self._dirty_pools:
