@@ -293,8 +293,10 @@ class Dataplane:
         return next((f"{place}: {why}" for place, why in self._refused.items() if place.split()[-1] in used), "")
 
     async def _take(self, changes: Changes, now: float) -> None:
-        if changes.config is not None:
-            await self._reconfigure(FelixConfig.from_parameters(changes.config), now)
+        if changes.config is not None or changes.encapsulation is not None:
+            given = self.config if changes.config is None else FelixConfig.from_parameters(changes.config)
+            encapsulation = changes.encapsulation or self.config.encapsulation
+            await self._reconfigure(replace(given, encapsulation=encapsulation), now)
         changes = self._without_unusable(changes)
         _merge(self._policies, changes.policies)
         _merge(self._profiles, changes.profiles)
@@ -310,8 +312,7 @@ class Dataplane:
             claims = self._claims.get(interface)
             self._edges.set_endpoint(interface, self._endpoints[min(claims)] if claims else None)
         self._hosts.update(changes.host_endpoints)
-        for cidr, present in changes.blocks.items():
-            self._edges.set_block(cidr, present=bool(present))
+        self._edges.update(changes.routes, changes.vteps)
 
     def _without_unusable(self, changes: Changes) -> Changes:
         """Treat endpoints whose interface cannot be a pod's as absent: nothing may be done to the node's own ones."""
@@ -416,6 +417,7 @@ class Dataplane:
         report.changed = len(written.changed)
         report.errors += [f"{place}: {why}" for place, why in written.refused.items()]
         report.drift += await self._edges.write(now)
+        report.errors += self._edges.cluster_problems.values()
         self._unapplied = {identity for changes in self._pending for identity in changes.endpoints}
         if self._ipsets.unwanted:
             await self._ipsets.destroy_unwanted()

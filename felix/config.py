@@ -10,10 +10,10 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, NamedTuple
 
-from calipy.felix.messages import PortRange
+from calipy.felix.messages import Encap, Encapsulation, PortRange
 from calipy.net import Prefix
 
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
@@ -21,6 +21,15 @@ _FAILSAFE: Final = re.compile(r"(?:([a-zA-Z]+):(?:\[([^\]]+)\]:|([^:\[\]]+):)?)?
 _UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 Backend = Literal["auto", "nft", "legacy"]
+
+MTU_INTERFACES: Final = r"^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)"
+"""Names of physical links, whose MTU bounds that of the pods."""
+_CLUSTER_ROUTES: Final[dict[str, frozenset[Encap]]] = {
+    "Enabled": frozenset({"ipip", "none"}),
+    "Disabled": frozenset(),
+    "EnabledIPIPOnly": frozenset({"ipip"}),
+    "EnabledNoEncapOnly": frozenset({"none"}),
+}
 
 
 class FailsafePort(NamedTuple):
@@ -42,7 +51,8 @@ _CONTROL: Final = _tcp(179, 2379, 2380, 5473, 6443, 6666, 6667)
 class FelixConfig:
     """Effective parameters of one node; the defaults are Felix's. Durations are seconds, 0 switches a refresh off.
 
-    ``problems`` lists the values that could not be used, as ``(parameter, value, reason)``.
+    ``problems`` lists the values that could not be used, as ``(parameter, value, reason)``. ``encapsulation`` is no
+    parameter: it says what the pools (and ``ipip_enabled``, ``vxlan_enabled``, where set) come to.
     """
 
     interface_prefixes: tuple[str, ...] = ("cali",)
@@ -69,9 +79,21 @@ class FelixConfig:
     ipv6_route_priority: int = 1024
     service_loop_action: Literal["DROP", "REJECT", ""] = "DROP"
     route_sync_disabled: bool = False
-    block_routes: bool = False
+    cluster_routes: frozenset[Encap] = frozenset({"ipip"})
     forwarding: bool = True
+    ipip_enabled: bool | None = None
+    ipip_mtu: int = 0
+    ipip_tunnel_address: str = ""
+    vxlan_enabled: bool | None = None
     vxlan_port: int = 4789
+    vxlan_vni: int = 4096
+    vxlan_mtu: int = 0
+    vxlan_mtu_v6: int = 0
+    vxlan_tunnel_address: str = ""
+    vxlan_tunnel_address_v6: str = ""
+    encapsulation: Encapsulation = field(default_factory=Encapsulation)
+    mtu_interfaces: re.Pattern[str] = re.compile(MTU_INTERFACES)
+    require_mtu_file: bool = False
     allow_vxlan_from_workloads: bool = False
     allow_ipip_from_workloads: bool = False
     disable_conntrack_invalid_check: bool = False
@@ -240,10 +262,16 @@ def _loop_action(text: str) -> str:
     return "" if choice == "Disabled" else choice.upper()
 
 
-def _programs_plain_pools(text: str) -> bool:
-    """Whether routes of pools without encapsulation are the agent's; by default they are BGP's, as in Calico."""
-    choice = _choice("Enabled", "Disabled", "EnabledIPIPOnly", "EnabledNoEncapOnly")(text or "Disabled")
-    return choice in {"Enabled", "EnabledNoEncapOnly"}
+def _cluster_routes(text: str) -> frozenset[Encap]:
+    """Pools without VXLAN whose routes are the agent's; those with it always are."""
+    return _CLUSTER_ROUTES[_choice(*_CLUSTER_ROUTES)(text or "Disabled")]
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
 
 
 def _rate(text: str) -> str:
@@ -279,9 +307,20 @@ _PARAMETERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "IPv4NormalRoutePriority": ("ipv4_route_priority", _integer(1, 2**31 - 1)),
     "IPv6NormalRoutePriority": ("ipv6_route_priority", _integer(1, 2**31 - 1)),
     "RouteSyncDisabled": ("route_sync_disabled", _boolean),
-    "ProgramClusterRoutes": ("block_routes", _programs_plain_pools),
+    "ProgramClusterRoutes": ("cluster_routes", _cluster_routes),
     "IPForwarding": ("forwarding", _boolean),
+    "IpInIpEnabled": ("ipip_enabled", _boolean),
+    "IpInIpMtu": ("ipip_mtu", _integer(0, 65535)),
+    "IpInIpTunnelAddr": ("ipip_tunnel_address", _address(4)),
+    "VXLANEnabled": ("vxlan_enabled", _boolean),
     "VXLANPort": ("vxlan_port", _integer(1, 65535)),
+    "VXLANVNI": ("vxlan_vni", _integer(1, 2**24 - 1)),
+    "VXLANMTU": ("vxlan_mtu", _integer(0, 65535)),
+    "VXLANMTUV6": ("vxlan_mtu_v6", _integer(0, 65535)),
+    "IPv4VXLANTunnelAddr": ("vxlan_tunnel_address", _address(4)),
+    "IPv6VXLANTunnelAddr": ("vxlan_tunnel_address_v6", _address(6)),
+    "MTUIfacePattern": ("mtu_interfaces", _pattern),
+    "RequireMTUFile": ("require_mtu_file", _boolean),
     "AllowVXLANPacketsFromWorkloads": ("allow_vxlan_from_workloads", _boolean),
     "AllowIPIPPacketsFromWorkloads": ("allow_ipip_from_workloads", _boolean),
     "DisableConntrackInvalidCheck": ("disable_conntrack_invalid_check", _boolean),
@@ -302,4 +341,4 @@ _PARAMETERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "LogActionRateLimitBurst": ("log_rate_burst", _integer(1, 9999)),
 }
 
-assert {attribute for attribute, _ in _PARAMETERS.values()} <= {field.name for field in fields(FelixConfig)}
+assert {attribute for attribute, _ in _PARAMETERS.values()} <= {one.name for one in fields(FelixConfig)}

@@ -9,14 +9,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
+from calipy.net import Family, Prefix
 from calipy.policy.values import ICMP, Action, PolicyID, PortRange
 
 __all__ = [
     "ICMP",
+    "VTEP",
+    "VTEPID",
     "Action",
     "ActivePolicy",
     "ActiveProfile",
     "Changes",
+    "ClusterRoute",
+    "Encap",
+    "Encapsulation",
     "EndpointID",
     "Host",
     "HostEndpoint",
@@ -33,6 +39,10 @@ __all__ = [
 ]
 
 SetType: TypeAlias = Literal["net", "ip,port"]
+Encap: TypeAlias = Literal["none", "ipip", "vxlan"]
+"""How packets of a pool travel between nodes."""
+VTEPID: TypeAlias = tuple[str, Family]
+"""A node's end of the VXLAN network: the node's name and the family of both its addresses."""
 
 
 class EndpointID(NamedTuple):
@@ -202,11 +212,54 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """A node's addresses, bare, "" when it has none of the family."""
+    """A node's addresses, bare, "" when it has none of the family. ``local``: it is this node."""
 
     name: str
     ipv4: str = ""
     ipv6: str = ""
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRoute:
+    """A destination inside the pools whose route is Felix's to write: a block, or an address outside of its node's own.
+
+    Attributes:
+        encapsulation: of the pool.
+        node: the name of the node that it leads to.
+        address: that node's, bare, "" while it is not known.
+        local: a block of this node: what no pod of it has must go nowhere.
+        same_subnet: the node is on this node's subnet, and the pool encapsulates between subnets only, or not at all.
+        borrowed: one address out of another node's block.
+        tunnel: the address of the node's VXLAN device itself.
+    """
+
+    encapsulation: Encap
+    node: str
+    address: str = ""
+    local: bool = False
+    same_subnet: bool = False
+    borrowed: bool = False
+    tunnel: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class VTEP:
+    """A node's VXLAN device: its MAC and address, and the address of the node that packets for it are sent to."""
+
+    mac: str
+    address: str
+    parent: str
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Encapsulation:
+    """Which tunnel devices the node needs."""
+
+    ipip: bool = False
+    vxlan: bool = False
+    vxlan6: bool = False
 
 
 @dataclass(slots=True)
@@ -218,7 +271,9 @@ class Changes:
 
     Attributes:
         host_endpoints: those of this node, by name.
-        blocks: CIDR text of blocks affine to this node (for blackhole routes) -> True, or None when gone.
+        routes: destinations in the pools whose routes Felix owns.
+        vteps: nodes' ends of the VXLAN networks that there are.
+        encapsulation: which tunnel devices the node needs, when that changed, else None.
         services: ranges of services that the cluster announces by BGP (BGPConfiguration ``default``), canonical CIDR
             texts in order, when they changed, else None.
         config: the effective Felix parameters (``InterfacePrefix`` -> ``cali``) when they changed, else None.
@@ -232,7 +287,9 @@ class Changes:
     host_endpoints: dict[str, HostEndpoint | None] = field(default_factory=dict)
     pools: dict[str, Pool | None] = field(default_factory=dict)
     hosts: dict[str, Host | None] = field(default_factory=dict)
-    blocks: dict[str, bool | None] = field(default_factory=dict)
+    routes: dict[Prefix, ClusterRoute | None] = field(default_factory=dict)
+    vteps: dict[VTEPID, VTEP | None] = field(default_factory=dict)
+    encapsulation: Encapsulation | None = None
     services: tuple[str, ...] | None = None
     config: dict[str, str] | None = None
     in_sync: bool = False
@@ -246,7 +303,9 @@ class Changes:
             or self.host_endpoints
             or self.pools
             or self.hosts
-            or self.blocks
+            or self.routes
+            or self.vteps
+            or self.encapsulation is not None
             or self.services is not None
             or self.config is not None
         )

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
-from calipy.net import PROTO_FELIX, Route
+from calipy.net import PROTO_FELIX, Family, Route
+
+VXLAN_DEVICES: Final[Mapping[Family, str]] = {4: "vxlan.calico", 6: "vxlan-v6.calico"}
+"""Felix's names; any interface of these names is ours."""
+IPIP_DEVICE: Final = "tunl0"
+"""The driver's own device of the namespace; Felix uses it, and so may others."""
+TUNNEL_DEVICES: Final = (*VXLAN_DEVICES.values(), IPIP_DEVICE)
 
 _CHAIN_PREFIXES: Final = ("cali-", "califw-", "calitw-", "califh-", "calith-", "calipi-", "calipo-", "felix-")
 _SET: Final = re.compile(r"(?:cali[46]|felix-[46]|felix-masq-ipam-pools$|felix-all-ipam-pools$)")
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
+_PROTO_KERNEL: Final = 2
+_PROTO_BIRD: Final = 12
 _OLD_JUMP: Final = re.compile(r"(?:-j|-g|--jump|--goto) (?:cali-|califw-|calitw-|felix-)")
 
 
@@ -28,19 +37,26 @@ def owns_unhashed_rule(text: str) -> bool:
     return _OLD_JUMP.search(text) is not None
 
 
-def owns_route(route: Route, prefixes: tuple[str, ...], *, protocol: int, remove_external: bool) -> bool:
+def owns_route(
+    route: Route, prefixes: tuple[str, ...], *, protocol: int, remove_external: bool, ipip: bool = False
+) -> bool:
     """Whether a route may be removed when nothing asks for it.
 
-    Protocol 80 is ours alone. Of the routes straight to a workload interface, those with our ``protocol`` are, or all
-    if foreign ones are to be removed (RemoveExternalRoutes). IPv6 link-local and multicast routes belong to the kernel.
+    Protocol 80 is ours alone, and so is what leads into a VXLAN device of ours (the real Felix writes those as
+    ``boot``). Of the routes straight to a workload interface, those with our ``protocol`` are, or all if foreign ones
+    are to be removed (RemoveExternalRoutes). With ``ipip`` routes into the IPIP device are the agent's to write, then
+    BIRD's there are left over from an older Calico. IPv6 link-local and multicast routes belong to the kernel.
     """
     if route.protocol == PROTO_FELIX:
         return True
-    if len(route.next_hops) != 1 or not is_workload_interface(route.next_hops[0].interface, prefixes):
+    if len(route.next_hops) != 1 or (route.dst.version == 6 and (route.dst.is_link_local or route.dst.is_multicast)):
         return False
-    if route.dst.version == 6 and (route.dst.is_link_local or route.dst.is_multicast):
-        return False
-    return remove_external or route.protocol == protocol
+    interface = route.next_hops[0].interface
+    if interface in VXLAN_DEVICES.values():
+        return route.protocol != _PROTO_KERNEL
+    if interface == IPIP_DEVICE:
+        return ipip and route.protocol == _PROTO_BIRD
+    return is_workload_interface(interface, prefixes) and (remove_external or route.protocol == protocol)
 
 
 def is_workload_interface(name: str, prefixes: tuple[str, ...]) -> bool:

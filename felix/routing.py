@@ -1,7 +1,8 @@
-"""Routes of local workloads and blocks: which ones the node should have, and how to get there. Pure.
+"""Which routes the node should have, to local workloads and in the cluster, and how to get there. Pure.
 
 Several endpoints may claim one address; the interface with the highest index has it, and when that one goes the next
-takes over. Interfaces that are down do not compete, as the kernel would drop their routes.
+takes over. Interfaces that are down do not compete, as the kernel would drop their routes. An address that a local
+endpoint claims leads to no other node, whatever the cluster says of it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from calipy.felix.cluster_routing import ClusterRouting
 from calipy.felix.config import FelixConfig
-from calipy.felix.messages import WorkloadEndpoint
+from calipy.felix.messages import VTEP, VTEPID, ClusterRoute, WorkloadEndpoint
 from calipy.felix.ownership import is_workload_interface
-from calipy.net import PROTO_FELIX, IPAddress, NextHop, Prefix, Route
+from calipy.net import Family, IPAddress, NextHop, Prefix, Route
 
 Matcher: TypeAlias = Callable[[Route, Route], bool]
 
@@ -52,13 +54,13 @@ class Routing:
         dirty: destinations that may differ from the kernel.
     """
 
-    def __init__(self, config: FelixConfig) -> None:
+    def __init__(self, config: FelixConfig, cluster: ClusterRouting | None = None) -> None:
+        self.cluster = cluster or ClusterRouting()
         self._config = config
         self.dirty: set[Prefix] = set()
         self._claims: defaultdict[Prefix, dict[str, Route]] = defaultdict(dict)
         self._nets: dict[str, tuple[Prefix, ...]] = {}
         self._indexes: dict[str, int] = {}
-        self._blocks: dict[Prefix, Route] = {}
         self._grace: dict[str, float] = {}
 
     def set_endpoint(self, endpoint: WorkloadEndpoint) -> None:
@@ -88,41 +90,46 @@ class Routing:
             self._indexes.pop(interface, None)
             self._grace.pop(interface, None)
         else:
-            if interface not in self._indexes and interface not in self._nets:
+            known = interface in self._indexes or interface in self._nets
+            if not known and self.is_workload(interface):
                 self._grace[interface] = now + GRACE
             self._indexes[interface] = index
         self.dirty.update(self._nets.get(interface, ()))
+        if self.cluster.leads_through(interface):
+            self.dirty.update(self.cluster.destinations())
 
-    def set_block(self, cidr: str, *, present: bool) -> None:
-        """A block of addresses is ours, or no longer: what it has no pod for must not follow the default route.
+    def set_cluster_route(self, dst: Prefix, route: ClusterRoute | None) -> None:
+        """Where a block or an address of the cluster leads to."""
+        self.dirty |= self.cluster.set_route(dst, route)
 
-        Only where ``ProgramClusterRoutes`` says so: by default the blackholes of blocks are BGP's, which announces
-        them (bgpd's, or BIRD's), and two would be one too many. A block of one address gets none: it is the pod's own
-        route (Calico's rule).
-        """
-        prefix = ipaddress.ip_network(cidr)
-        if not self._config.block_routes or prefix.prefixlen == prefix.max_prefixlen:
-            return
-        if present:
-            self._blocks[prefix] = Route(
-                prefix, "blackhole", protocol=PROTO_FELIX, metric=self._metric(prefix), origin="local block"
-            )
-        else:
-            self._blocks.pop(prefix, None)
-        self.dirty.add(prefix)
+    def set_vtep(self, identity: VTEPID, vtep: VTEP | None) -> None:
+        """A node's end of the VXLAN network."""
+        self.dirty |= self.cluster.set_vtep(identity, vtep)
+
+    def set_nics(self, nics: Mapping[Family, str]) -> bool:
+        """The interfaces with this node's addresses; True if they are others, or other destinations."""
+        touched = self.cluster.set_nics(nics)
+        self.dirty |= touched
+        return bool(touched)
+
+    def follows(self, interface: str) -> bool:
+        """Whether routes may lead through the interface."""
+        return self.is_workload(interface) or self.cluster.leads_through(interface)
 
     def desired(self, prefix: Prefix) -> Route | None:
         """The route that the node should have to exactly this destination."""
         claims = self._claims.get(prefix)
         if claims:
             usable = [interface for interface in claims if interface in self._indexes]
-            if usable:
-                return claims[max(usable, key=self._indexes.__getitem__)]
-        return self._blocks.get(prefix)
+            return claims[max(usable, key=self._indexes.__getitem__)] if usable else None
+        route = self.cluster.desired(prefix)
+        if route is not None and route.next_hops and _interface(route) not in self._indexes:
+            return None
+        return route
 
     def destinations(self) -> Iterable[Prefix]:
         """All destinations that something claims."""
-        return self._claims.keys() | self._blocks.keys()
+        return {*self._claims, *self.cluster.destinations()}
 
     def expire(self, now: float) -> set[str]:
         """Interfaces whose grace has ended: their routes are to be looked at again."""
@@ -151,21 +158,21 @@ class Routing:
             for route in have:
                 if want is not None and matches(want, route):
                     found = True
-                elif self._moved(want, route):
+                elif want is None or self._left_pod(want, route):
                     if _interface(route) in self._grace:
                         continue
                     result.delete_first.append(route)
-                    if prefix.prefixlen == prefix.max_prefixlen and route.kind == "unicast":
+                    if prefix.prefixlen == prefix.max_prefixlen and self.is_workload(_interface(route)):
                         result.forget.append(prefix.network_address)
-                elif want is None or want.key != route.key:
+                elif want.key != route.key:
                     result.delete_last.append(route)
             if want is not None and not found:
                 result.replace.append(want)
         return result
 
-    def _moved(self, want: Route | None, have: Route) -> bool:
-        """Whether the address is not behind this interface (any more)."""
-        return want is None or _interface(want) != _interface(have)
+    def _left_pod(self, want: Route, have: Route) -> bool:
+        """Whether a route leads to a pod that does not have the address any more."""
+        return self.is_workload(_interface(have)) and _interface(want) != _interface(have)
 
     def _route(self, net: Prefix, interface: str) -> Route:
         config = self._config

@@ -12,13 +12,13 @@ import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv6Interface
-from typing import Final, TypeAlias
+from ipaddress import IPv4Interface
+from typing import Final
 
 from calipy.errors import InvalidInputError, KernelError
 from calipy.kernel import netlink
 from calipy.kernel.netlink import NetlinkSocket
-from calipy.net import Family, IPAddress
+from calipy.net import Family, IPAddress, IPInterface
 
 RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
@@ -65,9 +65,6 @@ _IFINFOMSG: Final = struct.Struct("=BxHiII")
 _IFADDRMSG: Final = struct.Struct("=BBBBi")
 _NDMSG: Final = struct.Struct("=BxxxiHBB")
 _U32: Final = struct.Struct("=I")
-
-IPInterface: TypeAlias = IPv4Interface | IPv6Interface
-"""An address with the length of its prefix, as interfaces carry it."""
 
 
 @dataclass(frozen=True, slots=True)

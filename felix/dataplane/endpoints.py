@@ -1,4 +1,4 @@
-"""What a pod needs beside rules: its route, its neighbour entry and the sysctls of its interface."""
+"""Routes of the node, to its pods and in the cluster, and what else a pod needs: neighbour entry, sysctls."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ipaddress
 import socket
 import struct
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -17,7 +17,7 @@ from calipy.errors import InvalidInputError, KernelError
 from calipy.felix.config import FelixConfig
 from calipy.felix.dataplane import conntrack
 from calipy.felix.delta import Difference
-from calipy.felix.messages import WorkloadEndpoint
+from calipy.felix.messages import VTEP, VTEPID, ClusterRoute, WorkloadEndpoint
 from calipy.felix.ownership import owns_route
 from calipy.felix.routing import Routing
 from calipy.kernel import netlink, sysctl
@@ -25,8 +25,8 @@ from calipy.kernel.links import Link, Links, Neighbour, parse_mac
 from calipy.kernel.monitor import LinkEvent, RouteEvent
 from calipy.kernel.netlink import NetlinkSocket
 from calipy.kernel.routes import RouteFailure, RouteTable, matches
+from calipy.net import POD_GATEWAY, PROTO_BGP, Family, Prefix, Route
 from calipy.metrics import REGISTRY
-from calipy.net import POD_GATEWAY, PROTO_BGP, Prefix, Route
 
 _logger = log.get("felix.endpoints")
 
@@ -58,7 +58,7 @@ _GONE: Final = frozenset({errno.ENODEV, errno.ENETDOWN, errno.ESRCH})
 
 
 class Endpoints:
-    """Routes, neighbours and sysctls of the local workloads in the process's network namespace. Calls do not overlap.
+    """Routes, and neighbours and sysctls of local workloads, in the process's network namespace. Calls do not overlap.
 
     Netlink calls here block the event loop for microseconds each; full reads go through a worker thread.
     """
@@ -71,7 +71,6 @@ class Endpoints:
         self._table = RouteTable(self._socket)
         self._routing = Routing(config)
         self._endpoints: dict[str, WorkloadEndpoint] = {}
-        self._blocks: set[str] = set()
         self._up: dict[str, Link] = {}
         self._actual: dict[Prefix, tuple[Route, ...]] = {}
         self._unconfigured: set[str] = set()
@@ -80,6 +79,7 @@ class Endpoints:
         self._settling: set[str] = set()
         self._failed = False
         self.warnings: list[str] = []
+        self.cluster_problems: dict[Prefix, str] = {}
         self._own_deletions: Counter[tuple[Prefix, int]] = Counter()
         self._read_at: float | None = float("-inf")
         self._read_before = False
@@ -92,11 +92,9 @@ class Endpoints:
     def reconfigure(self, config: FelixConfig, now: float) -> None:
         """Take over new parameters: routes are worked out again, only differences get written."""
         self._config = config
-        self._routing = Routing(config)
+        self._routing = Routing(config, self._routing.cluster)
         for endpoint in self._endpoints.values():
             self._routing.set_endpoint(endpoint)
-        for cidr in self._blocks:
-            self._routing.set_block(cidr, present=True)
         for name, link in self._up.items():
             self._routing.set_link(name, link.index, now)
         self._unconfigured |= self._endpoints.keys()
@@ -116,14 +114,23 @@ class Endpoints:
             self._unsettled.add(interface)
             self._routing.set_endpoint(endpoint)
 
-    def set_block(self, cidr: str, *, present: bool) -> None:
-        """A block that is affine to this node, or no longer."""
-        (self._blocks.add if present else self._blocks.discard)(cidr)
-        self._routing.set_block(cidr, present=present)
+    def update(self, routes: Mapping[Prefix, ClusterRoute | None], vteps: Mapping[VTEPID, VTEP | None]) -> None:
+        """Take in what the graph says of the cluster."""
+        for dst, route in routes.items():
+            self._routing.set_cluster_route(dst, route)
+        for identity, vtep in vteps.items():
+            self._routing.set_vtep(identity, vtep)
+
+    def set_nics(self, nics: Mapping[Family, str], *, devices_changed: bool) -> None:
+        """Interfaces with this node's addresses; and whether tunnel devices are others, so that routes are gone."""
+        if devices_changed:
+            self._routing.dirty.update(self._routing.cluster.destinations())
+        if self._routing.set_nics(nics) or devices_changed:
+            self.resync()
 
     def on_link(self, event: LinkEvent, now: float) -> bool:
         """Note an event; True if it calls for ``write``."""
-        if not self._routing.is_workload(event.name):
+        if not self._routing.follows(event.name):
             return False
         old = self._up.get(event.name)
         if event.up and old is not None and (old.index, old.mac) == (event.index, event.link.mac):
@@ -221,6 +228,7 @@ class Endpoints:
             self._read_interfaces()
         self._settling, self._unsettled = self._settling | self._unsettled, set()
         self._failed = False
+        self.cluster_problems = {}
         drift += self._configure_interfaces()
         await self._write_routes()
         self._settling = set()
@@ -242,7 +250,7 @@ class Endpoints:
         self._unread.clear()
         self._own_deletions.clear()
         self._actual = _by_destination(route for route in routes if self._owns(route))
-        up = {link.name: link for link in links if link.running and self._routing.is_workload(link.name)}
+        up = {link.name: link for link in links if link.running and self._routing.follows(link.name)}
         for name in self._up.keys() - up.keys():
             self._set_link(name, None, now)
         for name, link in up.items():
@@ -283,6 +291,7 @@ class Endpoints:
             config.interface_prefixes,
             protocol=config.device_route_protocol,
             remove_external=config.remove_external_routes,
+            ipip="ipip" in config.cluster_routes,
         )
 
     def _set_link(self, name: str, link: Link | None, now: float) -> None:
@@ -323,8 +332,10 @@ class Endpoints:
             if failure is not None and failure.code not in _GONE:
                 self._failed = True
                 _logger.error("cannot write route", route=_shown(route), error=failure.reason)
-                if route.next_hops:
-                    self._problems[route.next_hops[0].interface] = f"route {route.dst}: {failure.reason}"
+                if self._routing.is_workload(_interface(route)):
+                    self._problems[_interface(route)] = f"route {route.dst}: {failure.reason}"
+                else:
+                    self.cluster_problems[route.dst] = f"route {_shown(route)}: {failure.reason}"
 
     def _configure_interfaces(self) -> list[Difference]:
         """Sysctls and neighbours; returns the sysctls of settled interfaces that somebody has changed."""
@@ -422,6 +433,8 @@ def _interface(route: Route) -> str:
 
 
 def _shown(route: Route) -> str:
-    via = f" dev {route.next_hops[0].interface}" if route.next_hops else ""
+    hop = route.next_hops[0] if route.next_hops else None
+    via = f" via {hop.gateway}" if hop and hop.gateway else ""
+    via += f" dev {hop.interface}" if hop else ""
     kind = "" if route.kind == "unicast" else f"{route.kind} "
     return f"{kind}{route.dst}{via} proto {route.protocol} metric {route.metric}"

@@ -7,7 +7,8 @@ on_update ─┬─ WorkloadEndpoint ─┬─ all ──► ipsets (members of 
            ├─ NetworkSet, GlobalNetworkSet ──► ipsets                                     │
            ├─ policies, tiers ─────────────────────────────► active ─────────────────────┘
            ├─ Profile ─► active (rules), ipsets and active (inherited labels)
-           ├─ IPPool, Node, blocks ──► nodes          ├─ FelixConfiguration, own Node ──► config
+           ├─ IPPool, Node, blocks ──► nodes, tunnels, routes
+           ├─ FelixConfiguration, own Node ──► config
 flush ─────┴──► Changes
 ```
 
@@ -25,13 +26,17 @@ from typing import Any
 
 from calipy.datastore.keys import BlockKey, Key, ResourceKey
 from calipy.errors import InvalidInputError
-from calipy.felix.graph import endpoints
+from calipy.felix.config import FelixConfig
+from calipy.felix.graph import endpoints, nodes
 from calipy.felix.graph.active import ActiveRules
 from calipy.felix.graph.config import Configuration
 from calipy.felix.graph.ipsets import IPSets
 from calipy.felix.graph.nodes import Nodes
+from calipy.felix.graph.routes import ClusterRoutes
+from calipy.felix.graph.tunnels import Tunnels
+from calipy.felix.messages import Changes, Encap, Encapsulation
+from calipy.net import Family
 from calipy.felix.graph.statistics import GraphStatistics
-from calipy.felix.messages import Changes
 from calipy.policy.model import POLICY_KINDS
 
 
@@ -58,6 +63,9 @@ class Graph:
         self._sets = IPSets()
         self._active = ActiveRules(self._sets, self._report)
         self._nodes = Nodes(hostname)
+        self._tunnels = Tunnels(hostname)
+        self._routes = ClusterRoutes(hostname)
+        self._owned: frozenset[Encap] = frozenset()  # pools without VXLAN whose routes are Felix's
         self._config = Configuration(hostname, environment or {}, self._report)
         self._handlers: dict[str, Callable[[ResourceKey, Any], None]] = {
             "WorkloadEndpoint": self._on_workload,
@@ -85,7 +93,7 @@ class Graph:
                 if value is None:
                     self._report(key, "")
         elif isinstance(key, BlockKey):
-            self._nodes.set_block(key, value)
+            self._routes.set_block(key, value)
 
     def on_in_sync(self) -> None:
         """The first complete snapshot has been handed over; from now on ``flush`` speaks."""
@@ -97,10 +105,12 @@ class Graph:
         if self._in_sync:
             changes.config = self._config.flush()
             if changes.config is not None:
-                self._allow_spoofing(changes.config.get("WorkloadSourceSpoofing", "").lower() == "any")
+                self._configure(FelixConfig.from_parameters(changes.config))
             self._active.flush(changes)
             self._sets.flush(changes)
             self._nodes.flush(changes)
+            self._routes.own(_owned(self._owned, self._tunnels.flush(changes)))
+            self._routes.flush(changes)
         return changes
 
     def statistics(self) -> GraphStatistics:
@@ -182,6 +192,11 @@ class Graph:
                 remedy="set workloadSourceSpoofing: Any in the FelixConfiguration",
             )
 
+    def _configure(self, config: FelixConfig) -> None:
+        self._allow_spoofing(config.spoofing_allowed)
+        self._tunnels.configure(ipip=config.ipip_enabled, vxlan=config.vxlan_enabled)
+        self._owned = config.cluster_routes
+
     def _allow_spoofing(self, allowed: bool) -> None:
         if allowed != self._spoofing_allowed:
             self._spoofing_allowed = allowed
@@ -203,14 +218,21 @@ class Graph:
         self._sets.set_parent(key.name, labels)
 
     def _on_pool(self, key: ResourceKey, value: Any) -> None:
-        try:
-            self._nodes.set_pool(key.name, value)
-            self._report(key, "")
-        except InvalidInputError as error:
-            self._report(key, str(error))
+        pool = None
+        if value is not None:
+            try:
+                pool = nodes.pool(value)
+                self._report(key, "")
+            except InvalidInputError as error:
+                self._report(key, str(error))
+        for part in (self._nodes, self._tunnels, self._routes):
+            part.set_pool(key.name, pool)
 
     def _on_node(self, key: ResourceKey, value: Any) -> None:
         self._nodes.set_node(key.name, value)
+        spec = value.spec if value is not None else None
+        self._tunnels.set_node(key.name, spec)
+        self._routes.set_node(key.name, spec)
         if key.name == self._hostname:
             self._config.set_node(value)
 
@@ -225,3 +247,17 @@ class Graph:
     def _on_cluster(self, _key: ResourceKey, value: Any) -> None:
         self.datastore_ready = None if value is None else value.spec.datastore_ready
         self._config.set_cluster(value)
+
+
+def _owned(configured: frozenset[Encap], tunnels: Encapsulation) -> frozenset[tuple[Encap, Family]]:
+    """Pools whose routes are Felix's: those with VXLAN always, the others as ProgramClusterRoutes says."""
+    found: set[tuple[Encap, Family]] = set()
+    if tunnels.vxlan:
+        found.add(("vxlan", 4))
+    if tunnels.vxlan6:
+        found.add(("vxlan", 6))
+    if tunnels.ipip and "ipip" in configured:
+        found.add(("ipip", 4))
+    if "none" in configured:
+        found |= {("none", 4), ("none", 6)}
+    return frozenset(found)

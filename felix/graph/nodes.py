@@ -1,4 +1,4 @@
-"""IP pools, nodes, local blocks, service ranges: what NAT, the host set, blackhole routes, loop prevention are made of.
+"""IP pools, nodes, service ranges: what NAT, the host set, loop prevention are made of.
 
 Decisions are made at ``flush``; several objects can stand for one output (two pools with one CIDR), then the lowest
 name wins, as in Calico.
@@ -9,11 +9,10 @@ from __future__ import annotations
 import ipaddress
 from typing import Any, TypeVar
 
-from calipy.datastore.ipam import Block
-from calipy.datastore.keys import BlockKey
 from calipy.datastore.resources import BGPConfigurationSpec, IPPoolSpec, NodeSpec, Resource
 from calipy.errors import InvalidInputError
 from calipy.felix.messages import Changes, Host, Pool
+from calipy.net import Family, IPInterface
 
 _ADDRESS_TYPES = ("CalicoNodeIP", "InternalIP", "ExternalIP")
 
@@ -38,20 +37,25 @@ def pool(resource: Resource[IPPoolSpec, Any]) -> Pool:
     )
 
 
-def host(name: str, resource: Resource[NodeSpec, Any]) -> Host:
-    """A node's addresses: those of BGP, else the first listed of each family."""
-    spec = resource.spec
-    found = {4: "", 6: ""}
+def addresses(spec: NodeSpec) -> dict[Family, IPInterface]:
+    """A node's addresses: those of BGP, else the first listed of each family; with the subnet, where it is given."""
+    found: dict[Family, IPInterface] = {}
     given = [spec.bgp.ipv4_address, spec.bgp.ipv6_address] if spec.bgp is not None else []
     for kind in _ADDRESS_TYPES:
         given += [address.address for address in spec.addresses if address.type == kind]
     for text in given:
         try:
-            address = ipaddress.ip_interface(text).ip
+            address = ipaddress.ip_interface(text)
         except ValueError:
             continue
-        found[address.version] = found[address.version] or str(address)
-    return Host(name, found[4], found[6])
+        found.setdefault(address.version, address)
+    return found
+
+
+def host(name: str, resource: Resource[NodeSpec, Any], *, local: bool = False) -> Host:
+    """A node's addresses, for what needs no more of it."""
+    found = {family: str(address.ip) for family, address in addresses(resource.spec).items()}
+    return Host(name, found.get(4, ""), found.get(6, ""), local)
 
 
 def services(resource: Resource[BGPConfigurationSpec, Any]) -> tuple[str, ...]:
@@ -72,33 +76,26 @@ def services(resource: Resource[BGPConfigurationSpec, Any]) -> tuple[str, ...]:
 
 
 class Nodes:
-    """Pools by CIDR, hosts by name, blocks affine to this node, ranges of services."""
+    """Pools by CIDR, hosts by name, ranges of services."""
 
     def __init__(self, hostname: str) -> None:
         self._hostname = hostname
         self._pools: dict[str, Pool] = {}  # by resource name
         self._hosts: dict[str, Host] = {}
-        self._blocks: dict[str, bool] = {}
         self._services: tuple[str, ...] = ()
         self._dirty_pools: set[str] = set()  # CIDRs
         self._dirty_hosts: set[str] = set()
-        self._dirty_blocks: set[str] = set()
         self._sent_pools: dict[str, Pool] = {}
         self._sent_hosts: dict[str, Host] = {}
-        self._sent_blocks: dict[str, bool] = {}
         self._sent_services: tuple[str, ...] = ()
 
-    def set_pool(self, name: str, resource: Resource[IPPoolSpec, Any] | None) -> None:
-        """Add, replace or (None) remove a pool.
-
-        Raises:
-            InvalidInputError: it is not valid; treated as absent.
-        """
+    def set_pool(self, name: str, found: Pool | None) -> None:
+        """Add, replace or (None) remove a pool."""
         old = self._pools.pop(name, None)
         if old is not None:
             self._dirty_pools.add(old.cidr)
-        if resource is not None:
-            self._pools[name] = found = pool(resource)
+        if found is not None:
+            self._pools[name] = found
             self._dirty_pools.add(found.cidr)
 
     def set_node(self, name: str, resource: Resource[NodeSpec, Any] | None) -> None:
@@ -106,16 +103,8 @@ class Nodes:
         if resource is None:
             self._hosts.pop(name, None)
         else:
-            self._hosts[name] = host(name, resource)
+            self._hosts[name] = host(name, resource, local=name == self._hostname)
         self._dirty_hosts.add(name)
-
-    def set_block(self, key: BlockKey, block: Block | None) -> None:
-        """Add, replace or (None) remove a block. Only those affine to this node, of more than one address, count."""
-        if block is not None and block.host() == self._hostname and not key.cidr.endswith(("/32", "/128")):
-            self._blocks[key.cidr] = True
-        elif self._blocks.pop(key.cidr, None) is None:
-            return
-        self._dirty_blocks.add(key.cidr)
 
     def set_services(self, resource: Resource[BGPConfigurationSpec, Any] | None) -> None:
         """Replace or (None) remove the cluster's BGP configuration.
@@ -138,7 +127,6 @@ class Nodes:
                 by_cidr[found.cidr] = found
             _send(self._dirty_pools, by_cidr, self._sent_pools, changes.pools)
         _send(self._dirty_hosts, self._hosts, self._sent_hosts, changes.hosts)
-        _send(self._dirty_blocks, self._blocks, self._sent_blocks, changes.blocks)
         if self._services != self._sent_services:
             changes.services = self._sent_services = self._services
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from calipy.felix.dataplane.nftables import NftablesReader
-from calipy.felix.messages import EndpointID, IPSet, Match, PortRange, Rule, TierInfo, WorkloadEndpoint
+from calipy.felix.messages import ClusterRoute, EndpointID, IPSet, Match, PortRange, Rule, TierInfo, WorkloadEndpoint
 from calipy.kernel import sysctl
 from calipy.net import PROTO_FELIX, PROTO_WORKLOAD
 from tests.support.felix import ALLOW_ALL, FelixProcess, Node, Pod, pings, policy, reaches, tier, until
@@ -37,11 +37,12 @@ def send(felix: FelixProcess, pods: list[Pod]) -> None:
     web = policy(
         "web", [Rule("allow", protocol="tcp", src=Match(ip_sets=("s:x",)), dst=Match(ports=(PortRange(80, 80),)))]
     )
+    own = [ipaddress.ip_network(block) for block in ("10.65.0.0/26", "10.65.9.9/32")]
     felix.send(
         ip_sets={"s:x": IPSet("s:x", "net", frozenset(pod.address for pod in pods[1:]))},
         profiles={"open": ALLOW_ALL},
         policies={web.id: web},
-        blocks={"10.65.0.0/26": True, "10.65.9.9/32": True},
+        routes=dict.fromkeys(own, ClusterRoute("vxlan", "n1", local=True)),
         endpoints={pod.id: pod.endpoint((tier(web),) if pod is pods[0] else ()) for pod in pods},
     )
 
@@ -433,7 +434,7 @@ def test_routes_and_blackholes_look_like_calicos(node: Node) -> None:
     assert "10.65.9.9/32" not in routes
     neighbours = node.ns.run("ip", "neigh", "show", "dev", pod.interface)
     assert f"{pod.address} lladdr {pod.mac} PERMANENT" in neighbours
-    felix.send(blocks={"10.65.0.0/26": None})
+    felix.send(routes={ipaddress.ip_network("10.65.0.0/26"): None})
     felix.settle()
     assert "blackhole" not in node.ns.run("ip", "route")
 

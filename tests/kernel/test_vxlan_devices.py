@@ -30,13 +30,13 @@ def test_a_device_is_what_was_asked_for(netns: Namespace, uplink: int, local: st
     """VNI, port, parent, local address, MAC and MTU, without learning: read back by us and by ``ip``."""
     devices = VXLANs(netns.netlink)
     wanted = VXLAN(4096, 4789, uplink, ipaddress.ip_address(local), MAC)
-    devices.create("vxlan.calico", wanted, mtu=1450)
+    devices.create("vxlan.calico", wanted, mtu=1430)
     assert devices.get("vxlan.calico") == wanted
     (shown,) = json.loads(netns.run("ip", "-j", "-d", "link", "show", "dev", "vxlan.calico"))
     data = shown["linkinfo"]["info_data"]
     found = (data["id"], data["port"], data["link"], data.get("local") or data["local6"], data["learning"])
     assert found == (4096, 4789, "eth0", local, False)
-    assert (shown["mtu"], shown["address"]) == (1450, MAC)
+    assert (shown["mtu"], shown["address"]) == (1430, MAC)
     netns.links.set_mtu("vxlan.calico", 1400)
     link = netns.links.get_link("vxlan.calico")
     assert link is not None

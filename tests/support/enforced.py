@@ -21,7 +21,9 @@ class Enforced:
     endpoints: dict[Any, Any] = field(default_factory=dict)
     pools: dict[str, Any] = field(default_factory=dict)
     hosts: dict[str, Any] = field(default_factory=dict)
-    blocks: dict[str, Any] = field(default_factory=dict)
+    routes: dict[Any, Any] = field(default_factory=dict)
+    vteps: dict[Any, Any] = field(default_factory=dict)
+    encapsulation: Any = None
     config: dict[str, str] | None = None
 
     def apply(self, changes: Changes) -> None:
@@ -41,7 +43,7 @@ class Enforced:
                     assert not found.added & members, "added what was there"
                     assert found.removed <= members, "removed what was not there"
                     self.ip_sets[ident] = (kind, members - found.removed | found.added)
-        for name in ("policies", "profiles", "endpoints", "pools", "hosts", "blocks"):
+        for name in ("policies", "profiles", "endpoints", "pools", "hosts", "routes", "vteps"):
             present = getattr(self, name)
             for key, value in getattr(changes, name).items():
                 if value is None:
@@ -51,6 +53,9 @@ class Enforced:
                     present[key] = value
         if changes.config is not None:
             self.config = changes.config
+        if changes.encapsulation is not None:
+            assert changes.encapsulation != self.encapsulation, "said what was known"
+            self.encapsulation = changes.encapsulation
         self.check()
 
     def check(self) -> None:

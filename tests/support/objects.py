@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 from typing import Any
 
 from calipy.datastore.codec import read_document
-from calipy.datastore.keys import ResourceKey
+from calipy.datastore.ipam import AllocationAttribute, Block
+from calipy.datastore.keys import BlockKey, Key, ResourceKey
 
-Object = tuple[ResourceKey, Any]
-"""A key and its resource, or None for one that is gone."""
+Object = tuple[Key, Any]
+"""A key and its resource or block, or None for one that is gone."""
 
 
 def make(kind: str, name: str, spec: dict[str, Any], *, namespace: str = "", **metadata: Any) -> Object:
@@ -55,6 +57,21 @@ def namespace_profile(name: str, **labels: str) -> Object:
     allow = [{"action": "Allow"}]
     applied = {f"pcns.{key}": value for key, value in {"projectcalico.org/name": name, **labels}.items()}
     return make("Profile", f"kns.{name}", {"ingress": allow, "egress": allow, "labelsToApply": applied})
+
+
+def block(cidr: str, host: str | None, **users: str) -> Object:
+    """A block affine to a node; ``users`` say which node uses an ordinal: ``_5="n3"``."""
+    network = ipaddress.ip_network(cidr)
+    allocations: list[int | None] = [None] * network.num_addresses
+    for place, ordinal in enumerate(users):
+        allocations[int(ordinal.lstrip("_"))] = place
+    attributes = tuple(AllocationAttribute(handle_id=f"h-{n}", secondary={"node": n}) for n in users.values())
+    affinity = f"host:{host}" if host else None
+    free = tuple(ordinal for ordinal, slot in enumerate(allocations) if slot is None)
+    found = Block(
+        cidr=str(network), affinity=affinity, allocations=tuple(allocations), unallocated=free, attributes=attributes
+    )
+    return BlockKey(str(network)), found
 
 
 def network_policy(name: str, *, namespace: str = "shop", **spec: Any) -> Object:

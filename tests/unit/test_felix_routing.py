@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
-
-import pytest
+from dataclasses import replace
 
 from calipy.felix.config import FelixConfig
-from calipy.felix.messages import EndpointID, WorkloadEndpoint
+from calipy.felix.messages import ClusterRoute, EndpointID, WorkloadEndpoint
 from calipy.felix.ownership import owns_route
 from calipy.felix.routing import GRACE, Routing
 from calipy.kernel.routes import matches
@@ -98,27 +97,58 @@ def test_a_removed_endpoint_has_no_grace() -> None:
     assert desired.plan({NET: (route("cali1"),)}, matches).delete_first == [route("cali1")]
 
 
-def test_blocks_are_blackholes_unless_they_are_one_address() -> None:
-    """Protocol 80; a /32 block is the pod's own route."""
-    desired = routing(block_routes=True)
-    desired.set_block("10.0.0.0/26", present=True)
-    desired.set_block("10.0.1.1/32", present=True)
-    block = desired.desired(ipaddress.ip_network("10.0.0.0/26"))
-    assert block is not None
-    assert (block.kind, block.protocol) == ("blackhole", 80)
-    assert desired.desired(ipaddress.ip_network("10.0.1.1/32")) is None
-    desired.set_block("10.0.0.0/26", present=False)
-    assert desired.desired(ipaddress.ip_network("10.0.0.0/26")) is None
+def test_a_cluster_route_needs_its_interface() -> None:
+    """A route into a tunnel or over a link waits until that is up; a blackhole waits for nothing."""
+    desired, block = routing(), ipaddress.ip_network("10.0.0.0/26")
+    desired.set_cluster_route(block, ClusterRoute("ipip", "n2", "172.20.0.12"))
+    assert desired.desired(block) is None
+    desired.dirty.clear()
+    desired.set_link("tunl0", 9, 0)
+    assert desired.dirty == {block}
+    found = desired.desired(block)
+    assert found is not None
+    assert found.next_hops == (NextHop(ipaddress.ip_address("172.20.0.12"), "tunl0", onlink=True),)
+    assert desired.next_deadline() is None  # no grace: it is no pod's interface
+    desired.set_cluster_route(block, ClusterRoute("ipip", "n1", local=True))
+    desired.set_link("tunl0", None, 0)
+    found = desired.desired(block)
+    assert found is not None
+    assert (found.kind, found.protocol, found.metric) == ("blackhole", 80, 0)
 
 
-@pytest.mark.parametrize(
-    ("mode", "ours"), [("", 0), ("EnabledIPIPOnly", 0), ("Disabled", 0), ("Enabled", 1), ("EnabledNoEncapOnly", 1)]
-)
-def test_blackholes_of_blocks_are_bgps_unless_configured(mode: str, ours: int) -> None:
-    """As Felix does, the agent leaves pools without encapsulation to bgpd or BIRD: a block has one blackhole."""
-    desired = Routing(FelixConfig.from_parameters({"ProgramClusterRoutes": mode}))
-    desired.set_block("10.0.0.0/26", present=True)
-    assert len(list(desired.destinations())) == ours
+def test_a_local_endpoint_beats_the_cluster() -> None:
+    """An address that a pod here claims leads to no other node, even while its interface is down."""
+    desired = routing()
+    desired.set_link("tunl0", 9, 0)
+    desired.set_cluster_route(NET, ClusterRoute("ipip", "n2", "172.20.0.12", borrowed=True))
+    desired.set_endpoint(endpoint("cali1", "10.0.0.5/32"))
+    assert desired.desired(NET) is None
+    desired.set_link("cali1", 7, 0)
+    assert desired.desired(NET) == route("cali1")
+    desired.remove_endpoint("cali1")
+    assert desired.desired(NET) is not None
+
+
+def test_a_cluster_route_is_replaced_in_place() -> None:
+    """A change of next hop is one write: no moment at which the destination follows a wider route or a blackhole."""
+    desired, block = routing(), ipaddress.ip_network("10.0.0.0/26")
+    old = Route(block, next_hops=(NextHop(ipaddress.ip_address("172.20.0.12"), "eth0", onlink=True),))
+    other_metric = replace(old, metric=1024)
+    desired.set_link("tunl0", 9, 0)
+    desired.set_cluster_route(block, ClusterRoute("ipip", "n2", "172.20.0.12"))
+    plan = desired.plan({block: (old, other_metric)}, matches)
+    assert (plan.delete_first, plan.delete_last, plan.forget) == ([], [other_metric], [])
+    assert [found.next_hops[0].interface for found in plan.replace] == ["tunl0"]
+
+
+def test_connections_are_forgotten_only_where_a_pod_was() -> None:
+    """An address that moves between other nodes keeps its connections; one that leaves a pod here does not."""
+    desired = routing()
+    desired.dirty.add(NET)
+    far = Route(NET, next_hops=(NextHop(ipaddress.ip_address("172.20.0.12"), "eth0", onlink=True),))
+    assert not desired.plan({NET: (far,)}, matches).forget
+    desired.dirty.add(NET)
+    assert desired.plan({NET: (route("cali1"),)}, matches).forget == [NET.network_address]
 
 
 def test_route_sync_can_be_switched_off() -> None:
@@ -142,3 +172,18 @@ def test_which_routes_are_ours() -> None:
     assert not ours(route("eth0"))
     assert not ours(route("cali1", net=ipaddress.ip_network("fe80::/64")))
     assert not ours(route("cali1", net=ipaddress.ip_network("ff00::/8")))
+
+
+def test_routes_into_tunnels_are_ours() -> None:
+    """Whatever leads into a VXLAN device but the kernel's own; BIRD's into tunl0 where IPIP routes are the agent's."""
+
+    def ours(item: Route, *, ipip: bool = True) -> bool:
+        return owns_route(item, ("cali",), protocol=3, remove_external=True, ipip=ipip)
+
+    assert ours(route("vxlan.calico", protocol=3))
+    assert not ours(route("vxlan.calico", protocol=2))
+    assert not ours(route("vxlan-v6.calico", protocol=3, net=ipaddress.ip_network("fe80::/64")))
+    assert ours(route("tunl0", protocol=12))
+    assert not ours(route("tunl0", protocol=12), ipip=False)
+    assert not ours(route("tunl0", protocol=3))
+    assert not ours(route("eth0", protocol=12))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from calipy.datastore.ipam import Block
-from calipy.datastore.keys import BlockKey, ResourceKey
+from calipy.datastore.keys import ResourceKey
 from calipy.felix.graph import Graph
 from calipy.felix.messages import Changes, Host, IPSet, IPSetDelta, PolicyID
 from calipy.policy.selector import parse
@@ -297,19 +296,6 @@ def test_rules_with_http_match_nothing() -> None:
     assert policy.inbound == ()
 
 
-def test_local_blocks() -> None:
-    """Blocks of this node appear, those of others and single addresses do not, and they go with the affinity."""
-    graph = _running()
-    mine = Block(cidr="10.65.1.0/26", affinity="host:n1", allocations=(None,) * 64)
-    other = Block(cidr="10.65.2.0/26", affinity="host:n2", allocations=(None,) * 64)
-    single = Block(cidr="10.65.3.1/32", affinity="host:n1", allocations=(None,))
-    for block in (mine, other, single):
-        graph.on_update(BlockKey(block.cidr), block)
-    assert graph.flush().blocks == {"10.65.1.0/26": True}
-    graph.on_update(BlockKey(mine.cidr), msgspec.structs.replace(mine, affinity=None))
-    assert graph.flush().blocks == {"10.65.1.0/26": None}
-
-
 def test_host_addresses() -> None:
     """A node's addresses come from BGP, else from its list; bare, by family."""
     nodes = [
@@ -318,7 +304,7 @@ def test_host_addresses() -> None:
         make("Node", "n3", {}),
     ]
     assert enforce(nodes).hosts == {
-        "n1": Host("n1", "172.20.0.11", "fd00:20::11"),
+        "n1": Host("n1", "172.20.0.11", "fd00:20::11", local=True),
         "n2": Host("n2", "172.20.0.12"),
         "n3": Host("n3"),
     }
