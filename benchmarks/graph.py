@@ -1,8 +1,7 @@
-"""Cost of the calculation graph: cold start and single events, on a cluster of the size Felix is measured with.
+"""Cost of the calculation graph alone: cold start and single events, on the cluster of ``felix.py``.
 
-10,000 endpoints on 50 nodes in 50 namespaces, 1,000 policies of which 50 are global and 8 match every pod. ``--local``
-pods run on the node under test (200; the other nodes share the rest). Prints CPU seconds and microseconds; needs
-nothing but the package. Run: ``.venv/bin/python benchmarks/graph.py``.
+``--local`` pods run on the node under test (200; the other nodes share the rest). Prints CPU seconds and microseconds;
+needs nothing but the package. Run: ``.venv/bin/python benchmarks/graph.py``.
 """
 
 from __future__ import annotations
@@ -13,145 +12,14 @@ import random
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from calipy.datastore.keys import Key, ResourceKey
-from calipy.datastore.resources import (
-    EntityRule,
-    GlobalNetworkPolicySpec,
-    NetworkPolicySpec,
-    NetworkSetSpec,
-    ObjectMeta,
-    ProfileSpec,
-    Resource,
-    Rule,
-    WorkloadEndpointPort,
-    WorkloadEndpointSpec,
-)
+from _cluster import APPS, ENDPOINTS, HOST, POLICIES, cluster, endpoint, node_of, policy, profile
+
+from calipy.datastore.keys import Key
 from calipy.felix.graph import Graph
 from calipy.felix.messages import IPSet
-
-HOST = "node-0"
-NAMESPACES = 50
-NODES = 50
-APPS = 20
-TIERS = ("web", "api", "db", "cache")
-
-
-def endpoint(number: int, node: str, **labels: str) -> tuple[ResourceKey, Resource[Any, Any]]:
-    """Pod ``number`` on ``node``; further labels override the usual ones."""
-    namespace = f"ns-{number % NAMESPACES}"
-    name = f"{node.replace('-', '--')}-k8s-pod--{number}-eth0"
-    all_labels = {
-        "app": f"app-{number // NAMESPACES % APPS}",
-        "tier": TIERS[number // 7 % len(TIERS)],
-        "pod-template-hash": f"{number // 3:x}",
-        "projectcalico.org/namespace": namespace,
-        "projectcalico.org/orchestrator": "k8s",
-        **labels,
-    }
-    spec = WorkloadEndpointSpec(
-        orchestrator="k8s",
-        node=node,
-        pod=f"pod-{number}",
-        endpoint="eth0",
-        interface_name=f"cali{number:011x}",
-        ip_networks=(f"10.{64 + number // 65536}.{number // 256 % 256}.{number % 256}/32",),
-        service_account_name="default",
-        profiles=(f"kns.{namespace}", f"ksa.{namespace}.default"),
-        ports=(WorkloadEndpointPort(name="http", protocol="TCP", port=8080),),
-    )
-    meta = ObjectMeta(name=name, namespace=namespace, labels=all_labels)
-    return ResourceKey("WorkloadEndpoint", name, namespace), Resource(kind="WorkloadEndpoint", metadata=meta, spec=spec)
-
-
-def policy(number: int, *, port: int = 8080) -> tuple[ResourceKey, Resource[Any, Any]]:
-    """Policy ``number``: the first 50 are global, the first 8 of these match every pod."""
-    if number < 50:
-        selector = "all()" if number < 8 else f"tier == '{TIERS[number % 4]}' && app == 'app-{number % APPS}'"
-        spec: Any = GlobalNetworkPolicySpec(
-            tier="default",
-            order=float(number),
-            selector=selector,
-            namespace_selector="all()",
-            types=("Ingress",),
-            ingress=(
-                Rule(action="Allow", protocol="TCP", source=_from(f"role == 'r{number}'"), destination=_ports(port)),
-            ),
-        )
-        kind, namespace = "GlobalNetworkPolicy", ""
-    else:
-        app = number // NAMESPACES % APPS
-        peer = _from(f"app == 'app-{(app + 1) % APPS}'")
-        team = f"team == 'team-{number % 10}'"
-        spec = NetworkPolicySpec(
-            tier="default",
-            order=1000.0,
-            selector=f"app == 'app-{app}'",
-            types=("Ingress", "Egress"),
-            ingress=(
-                Rule(
-                    action="Allow",
-                    protocol="TCP",
-                    source=peer,
-                    destination=_ports(port),
-                ),
-                Rule(action="Allow", protocol="TCP", source=_from(namespaces=team), destination=_ports("http")),
-            ),
-            egress=(
-                Rule(action="Allow", protocol="UDP", destination=EntityRule(ports=(53,))),
-                Rule(action="Allow", destination=_from(f"tier in {{'{TIERS[app % 4]}', 'cache'}}")),
-            ),
-        )
-        kind, namespace = "NetworkPolicy", f"ns-{number % NAMESPACES}"
-    name = f"policy-{number}"
-    meta = ObjectMeta(name=name, namespace=namespace)
-    return ResourceKey(kind, name, namespace), Resource(kind=kind, metadata=meta, spec=spec)
-
-
-def _from(selector: str = "", *, namespaces: str = "") -> EntityRule:
-    return EntityRule(selector=selector, namespace_selector=namespaces)
-
-
-def _ports(port: int | str) -> EntityRule:
-    return EntityRule(ports=(port,))
-
-
-def profile(number: int, **labels: str) -> tuple[ResourceKey, Resource[Any, Any]]:
-    """Profile of namespace ``number``."""
-    allow = (Rule(action="Allow"),)
-    applied = {"pcns.projectcalico.org/name": f"ns-{number}", "pcns.team": f"team-{number % 10}", **labels}
-    name = f"kns.ns-{number}"
-    return ResourceKey("Profile", name), Resource(
-        kind="Profile",
-        metadata=ObjectMeta(name=name),
-        spec=ProfileSpec(ingress=allow, egress=allow, labels_to_apply=applied),
-    )
-
-
-def cluster(endpoints: int, policies: int, local: int) -> Iterator[tuple[Key, Any]]:
-    """Everything in the datastore that concerns policy, in the order the syncer lists it."""
-    for number in range(NAMESPACES):
-        yield profile(number)
-        name = f"ksa.ns-{number}.default"
-        spec = ProfileSpec(labels_to_apply={"pcsa.projectcalico.org/name": "default"})
-        yield ResourceKey("Profile", name), Resource(kind="Profile", metadata=ObjectMeta(name=name), spec=spec)
-        net_set = NetworkSetSpec(nets=(f"192.168.{number}.0/24",))
-        meta = ObjectMeta(name="outside", namespace=f"ns-{number}", labels={"role": f"r{number % 8}"})
-        yield (
-            ResourceKey("NetworkSet", "outside", f"ns-{number}"),
-            Resource(kind="NetworkSet", metadata=meta, spec=net_set),
-        )
-    for number in range(endpoints):
-        yield endpoint(number, node_of(number, endpoints, local))
-    for number in range(policies):
-        yield policy(number)
-
-
-def node_of(number: int, endpoints: int, local: int) -> str:
-    """Where a pod runs: the local ones are spread over all namespaces and applications."""
-    return HOST if number * 7919 % endpoints < local else f"node-{1 + number % (NODES - 1)}"
 
 
 def cost(graph: Graph, updates: list[tuple[Key, Any]]) -> list[float]:
@@ -181,8 +49,8 @@ def timed(what: str, work: Callable[[], Any]) -> Any:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--endpoints", type=int, default=10_000)
-    parser.add_argument("--policies", type=int, default=1_000)
+    parser.add_argument("--endpoints", type=int, default=ENDPOINTS)
+    parser.add_argument("--policies", type=int, default=POLICIES)
     parser.add_argument("--local", type=int, default=200)
     arguments = parser.parse_args()
     snapshot = list(cluster(arguments.endpoints, arguments.policies, arguments.local))
@@ -205,7 +73,7 @@ def main() -> None:
         f"{(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024:.0f} MiB more"
     )
     rng = random.Random(1)
-    nodes = {n: node_of(n, arguments.endpoints, arguments.local) for n in range(arguments.endpoints)}
+    nodes = {n: node_of(n, arguments.local, arguments.endpoints) for n in range(arguments.endpoints)}
     remote = rng.sample([n for n, node in nodes.items() if node != HOST], 300)
     show("label of a remote endpoint", cost(graph, [endpoint(n, nodes[n], app=f"app-{n % APPS}") for n in remote]))
     gone: list[tuple[Key, Any]] = [(endpoint(n, nodes[n])[0], None) for n in remote]
