@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final, Literal, NamedTuple
 
+from calipy.felix import parsing
 from calipy.felix.messages import Encap, Encapsulation, PortRange
 from calipy.net import Prefix
 
-_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
 _FAILSAFE: Final = re.compile(r"(?:([a-zA-Z]+):(?:\[([^\]]+)\]:|([^:\[\]]+):)?)?(\d+)", re.ASCII)
-_UNITS: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 Backend = Literal["auto", "nft", "legacy"]
 
@@ -118,63 +117,8 @@ class FelixConfig:
         Never fails: what cannot be used keeps its default and is listed in ``problems``. The value ``none`` stands for
         "nothing": an empty list or text, 0, or off.
         """
-        given = {name.lower(): (name, value.strip()) for name, value in parameters.items()}
-        values: dict[str, Any] = {}
-        problems = []
-        for parameter, (attribute, parse) in _PARAMETERS.items():
-            name, value = given.get(parameter.lower(), (parameter, ""))
-            if not value:
-                continue
-            try:
-                values[attribute] = parse("" if value.lower() == "none" else value)
-            except ValueError as error:
-                problems.append((name, value, str(error)))
-        return replace(cls(), **values, problems=tuple(problems))
-
-
-def _boolean(text: str) -> bool:
-    lowered = text.lower()
-    if lowered in {"true", "1", "yes", "y", "t", "enabled"}:
-        return True
-    if lowered in {"false", "0", "no", "n", "f", "disabled", ""}:
-        return False
-    raise ValueError("expected true or false")
-
-
-def _seconds(text: str) -> float:
-    """Plain seconds, or Go's form of a duration such as ``1m30s``."""
-    parts = _DURATION.findall(text)
-    if parts and "".join(number + unit for number, unit in parts) == text:
-        value = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    else:
-        value = float(text or 0)
-    if not 0 <= value < 1e9:
-        raise ValueError("expected a number of seconds, 0 or more")
-    return value
-
-
-def _milliseconds(text: str) -> float:
-    return _seconds(text) / (1000 if text.isdigit() else 1)
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text or "0", 0)
-        if not low <= value <= high:
-            raise ValueError(f"expected {low}..{high}")
-        return value
-
-    return parse
-
-
-def _choice(*allowed: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        for choice in allowed:
-            if choice.lower() == text.lower():
-                return choice
-        raise ValueError(f"expected one of {', '.join(allowed)}")
-
-    return parse
+        values, problems = parsing.read(parameters, _PARAMETERS)
+        return replace(cls(), **values, problems=problems)
 
 
 def _prefixes(text: str) -> tuple[str, ...]:
@@ -252,19 +196,15 @@ def _mask(text: str) -> int:
     return value
 
 
-def _plain(text: str) -> str:
-    return text
-
-
 def _loop_action(text: str) -> str:
     """Target of the rules against service loops; "" for none."""
-    choice = _choice("Drop", "Reject", "Disabled")(text or "Disabled")
+    choice = parsing.choice("Drop", "Reject", "Disabled")(text or "Disabled")
     return "" if choice == "Disabled" else choice.upper()
 
 
 def _cluster_routes(text: str) -> frozenset[Encap]:
     """Pools without VXLAN whose routes are the agent's; those with it always are."""
-    return _CLUSTER_ROUTES[_choice(*_CLUSTER_ROUTES)(text or "Disabled")]
+    return _CLUSTER_ROUTES[parsing.choice(*_CLUSTER_ROUTES)(text or "Disabled")]
 
 
 def _pattern(text: str) -> re.Pattern[str]:
@@ -284,61 +224,61 @@ def _rate(text: str) -> str:
 
 _PARAMETERS: Final[dict[str, tuple[str, Callable[[str], Any]]]] = {
     "InterfacePrefix": ("interface_prefixes", _prefixes),
-    "Ipv6Support": ("ipv6_support", _boolean),
-    "ChainInsertMode": ("chain_insert_mode", _choice("insert", "append")),
-    "DefaultEndpointToHostAction": ("endpoint_to_host_action", _choice("DROP", "RETURN", "ACCEPT", "REJECT")),
-    "IptablesFilterAllowAction": ("filter_allow_action", _choice("ACCEPT", "RETURN")),
-    "IptablesMangleAllowAction": ("mangle_allow_action", _choice("ACCEPT", "RETURN")),
-    "IptablesFilterDenyAction": ("filter_deny_action", _choice("DROP", "REJECT")),
+    "Ipv6Support": ("ipv6_support", parsing.boolean),
+    "ChainInsertMode": ("chain_insert_mode", parsing.choice("insert", "append")),
+    "DefaultEndpointToHostAction": ("endpoint_to_host_action", parsing.choice("DROP", "RETURN", "ACCEPT", "REJECT")),
+    "IptablesFilterAllowAction": ("filter_allow_action", parsing.choice("ACCEPT", "RETURN")),
+    "IptablesMangleAllowAction": ("mangle_allow_action", parsing.choice("ACCEPT", "RETURN")),
+    "IptablesFilterDenyAction": ("filter_deny_action", parsing.choice("DROP", "REJECT")),
     "ServiceLoopPrevention": ("service_loop_action", _loop_action),
-    "IptablesBackend": ("iptables_backend", _choice("auto", "nft", "legacy")),
+    "IptablesBackend": ("iptables_backend", parsing.choice("auto", "nft", "legacy")),
     "IptablesMarkMask": ("mark_mask", _mask),
-    "IptablesRefreshInterval": ("iptables_refresh", _seconds),
-    "IptablesPostWriteCheckIntervalSecs": ("post_write_check", _seconds),
-    "IptablesLockProbeIntervalMillis": ("lock_probe", _milliseconds),
-    "IpsetsRefreshInterval": ("ipsets_refresh", _seconds),
-    "MaxIpsetSize": ("max_ipset_size", _integer(1, 2**31)),
-    "RouteRefreshInterval": ("route_refresh", _seconds),
-    "InterfaceRefreshInterval": ("interface_refresh", _seconds),
-    "DeviceRouteProtocol": ("device_route_protocol", _integer(0, 255)),
+    "IptablesRefreshInterval": ("iptables_refresh", parsing.seconds),
+    "IptablesPostWriteCheckIntervalSecs": ("post_write_check", parsing.seconds),
+    "IptablesLockProbeIntervalMillis": ("lock_probe", parsing.milliseconds),
+    "IpsetsRefreshInterval": ("ipsets_refresh", parsing.seconds),
+    "MaxIpsetSize": ("max_ipset_size", parsing.integer(1, 2**31)),
+    "RouteRefreshInterval": ("route_refresh", parsing.seconds),
+    "InterfaceRefreshInterval": ("interface_refresh", parsing.seconds),
+    "DeviceRouteProtocol": ("device_route_protocol", parsing.integer(0, 255)),
     "DeviceRouteSourceAddress": ("device_route_source", _address(4)),
     "DeviceRouteSourceAddressIPv6": ("device_route_source_ipv6", _address(6)),
-    "RemoveExternalRoutes": ("remove_external_routes", _boolean),
-    "IPv4NormalRoutePriority": ("ipv4_route_priority", _integer(1, 2**31 - 1)),
-    "IPv6NormalRoutePriority": ("ipv6_route_priority", _integer(1, 2**31 - 1)),
-    "RouteSyncDisabled": ("route_sync_disabled", _boolean),
+    "RemoveExternalRoutes": ("remove_external_routes", parsing.boolean),
+    "IPv4NormalRoutePriority": ("ipv4_route_priority", parsing.integer(1, 2**31 - 1)),
+    "IPv6NormalRoutePriority": ("ipv6_route_priority", parsing.integer(1, 2**31 - 1)),
+    "RouteSyncDisabled": ("route_sync_disabled", parsing.boolean),
     "ProgramClusterRoutes": ("cluster_routes", _cluster_routes),
-    "IPForwarding": ("forwarding", _boolean),
-    "IpInIpEnabled": ("ipip_enabled", _boolean),
-    "IpInIpMtu": ("ipip_mtu", _integer(0, 65535)),
+    "IPForwarding": ("forwarding", parsing.boolean),
+    "IpInIpEnabled": ("ipip_enabled", parsing.boolean),
+    "IpInIpMtu": ("ipip_mtu", parsing.integer(0, 65535)),
     "IpInIpTunnelAddr": ("ipip_tunnel_address", _address(4)),
-    "VXLANEnabled": ("vxlan_enabled", _boolean),
-    "VXLANPort": ("vxlan_port", _integer(1, 65535)),
-    "VXLANVNI": ("vxlan_vni", _integer(1, 2**24 - 1)),
-    "VXLANMTU": ("vxlan_mtu", _integer(0, 65535)),
-    "VXLANMTUV6": ("vxlan_mtu_v6", _integer(0, 65535)),
+    "VXLANEnabled": ("vxlan_enabled", parsing.boolean),
+    "VXLANPort": ("vxlan_port", parsing.integer(1, 65535)),
+    "VXLANVNI": ("vxlan_vni", parsing.integer(1, 2**24 - 1)),
+    "VXLANMTU": ("vxlan_mtu", parsing.integer(0, 65535)),
+    "VXLANMTUV6": ("vxlan_mtu_v6", parsing.integer(0, 65535)),
     "IPv4VXLANTunnelAddr": ("vxlan_tunnel_address", _address(4)),
     "IPv6VXLANTunnelAddr": ("vxlan_tunnel_address_v6", _address(6)),
     "MTUIfacePattern": ("mtu_interfaces", _pattern),
-    "RequireMTUFile": ("require_mtu_file", _boolean),
-    "AllowVXLANPacketsFromWorkloads": ("allow_vxlan_from_workloads", _boolean),
-    "AllowIPIPPacketsFromWorkloads": ("allow_ipip_from_workloads", _boolean),
-    "DisableConntrackInvalidCheck": ("disable_conntrack_invalid_check", _boolean),
+    "RequireMTUFile": ("require_mtu_file", parsing.boolean),
+    "AllowVXLANPacketsFromWorkloads": ("allow_vxlan_from_workloads", parsing.boolean),
+    "AllowIPIPPacketsFromWorkloads": ("allow_ipip_from_workloads", parsing.boolean),
+    "DisableConntrackInvalidCheck": ("disable_conntrack_invalid_check", parsing.boolean),
     "NATPortRange": ("nat_port_range", _ports),
     "NATOutgoingAddress": ("nat_outgoing_address", _address(4)),
     "IptablesNATOutgoingInterfaceFilter": ("nat_outgoing_interface", _interface),
     "NATOutgoingExclusions": (
         "nat_outgoing_exclude_hosts",
-        lambda text: _choice("IPPoolsOnly", "IPPoolsAndHostIPs")(text) == "IPPoolsAndHostIPs",
+        lambda text: parsing.choice("IPPoolsOnly", "IPPoolsAndHostIPs")(text) == "IPPoolsAndHostIPs",
     ),
-    "WorkloadSourceSpoofing": ("spoofing_allowed", lambda text: _choice("Disabled", "Any")(text) == "Any"),
+    "WorkloadSourceSpoofing": ("spoofing_allowed", lambda text: parsing.choice("Disabled", "Any")(text) == "Any"),
     "ExternalNodesCIDRList": ("external_nodes", _networks),
     "FailsafeInboundHostPorts": ("failsafe_inbound", _failsafes),
     "FailsafeOutboundHostPorts": ("failsafe_outbound", _failsafes),
     "InterfaceExclude": ("interface_exclude", _patterns),
-    "LogPrefix": ("log_prefix", _plain),
+    "LogPrefix": ("log_prefix", parsing.text),
     "LogActionRateLimit": ("log_rate_limit", _rate),
-    "LogActionRateLimitBurst": ("log_rate_burst", _integer(1, 9999)),
+    "LogActionRateLimitBurst": ("log_rate_burst", parsing.integer(1, 9999)),
 }
 
 assert {attribute for attribute, _ in _PARAMETERS.values()} <= {one.name for one in fields(FelixConfig)}

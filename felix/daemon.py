@@ -135,8 +135,10 @@ class Felix:
             elif isinstance(event, Status):
                 self._datastore = event.state
                 self._reading = self._reading or event.state == "resync"
-                connected = "resync" if self._reading else "in-sync"
-                telemetry.datastore("wait-for-ready" if event.state == "disconnected" else connected)
+                if event.state == "disconnected":
+                    telemetry.datastore("wait-for-ready")
+                else:
+                    telemetry.datastore("resync" if self._reading else "in-sync")
         self._wake.set()
 
     async def run(self) -> None:
