@@ -5,12 +5,13 @@ Membership changes travel as deltas: their cost follows the members that change,
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from calipy.felix.messages import Changes, IPSet, IPSetDelta, SetType
 from calipy.felix.ownership import owns_set
+from calipy.felix.render.encap import ALL_VXLAN
 from calipy.felix.render.names import set_name
 from calipy.felix.render.nat import ALL_HOSTS, ALL_POOLS, MASQUERADED_POOLS
 from calipy.net import Family, Prefix
@@ -18,6 +19,9 @@ from calipy.net import Family, Prefix
 KernelType = Literal["hash:net", "hash:ip,port"]
 _KERNEL_TYPES: Final[dict[SetType, KernelType]] = {"net": "hash:net", "ip,port": "hash:ip,port"}
 _FAMILIES: Final[tuple[Family, Family]] = (4, 6)
+_SHARED: Final = (ALL_HOSTS, ALL_VXLAN)
+"""Sets to which each node gives its addresses, and the configuration those of external nodes."""
+_EXTERNAL: Final = None
 _INET: Final[dict[Family, str]] = {4: "inet", 6: "inet6"}
 _HALVES: Final = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
 """hash:net cannot hold a /0."""
@@ -50,7 +54,7 @@ class SetTable:
     """
 
     def __init__(self, size: int, external_nodes: tuple[Prefix, ...] = ()) -> None:
-        """The sets that NAT rules use exist from the start.
+        """The sets that static rules use exist from the start.
 
         Args:
             size: maxelem of each.
@@ -60,10 +64,11 @@ class SetTable:
         self._sets: dict[str, KernelSet] = {}
         self._ids: dict[str, SetType] = {}
         self.dirty: dict[str, set[str] | None] = {}
-        for identity in (ALL_POOLS, MASQUERADED_POOLS, ALL_HOSTS):
+        for identity in (ALL_POOLS, MASQUERADED_POOLS, *_SHARED):
             self._put(IPSet(identity, "net", frozenset()))
-        self._change(ALL_HOSTS, (str(prefix) for prefix in external_nodes), ())
-        self._hosts: dict[str, frozenset[str]] = {}
+        self._owners: dict[str, dict[Hashable, frozenset[str]]] = {identity: {} for identity in _SHARED}
+        for identity in _SHARED:
+            self._own(identity, _EXTERNAL, map(_member, external_nodes))
 
     @property
     def sets(self) -> Mapping[str, KernelSet]:
@@ -73,12 +78,14 @@ class SetTable:
     def resized(self, size: int, external_nodes: tuple[Prefix, ...]) -> SetTable:
         """A table of the same sets with other parameters."""
         new = SetTable(size, external_nodes)
-        new._hosts = dict(self._hosts)
         for identity, kind in self._ids.items():
-            if identity != ALL_HOSTS:
+            if identity not in _SHARED:
                 members = (self._sets[set_name(family, identity)].members for family in _FAMILIES)
                 new._put(IPSet(identity, kind, frozenset().union(*members)))
-        new._change(ALL_HOSTS, frozenset().union(*self._hosts.values()), ())
+        for identity, owners in self._owners.items():
+            for owner, given in owners.items():
+                if owner != _EXTERNAL:
+                    new._own(identity, owner, given)
         return new
 
     def update(self, changes: Changes) -> None:
@@ -97,12 +104,9 @@ class SetTable:
             ):
                 self._change(identity, (cidr,) if wanted else (), () if wanted else (cidr,))
         for name, host in changes.hosts.items():
-            new = frozenset(filter(None, (host.ipv4, host.ipv6))) if host else frozenset()
-            old = self._hosts.pop(name, frozenset())
-            if new:
-                self._hosts[name] = new
-            others = frozenset().union(*self._hosts.values()) if old - new else frozenset()
-            self._change(ALL_HOSTS, new - old, old - new - others)
+            self._own(ALL_HOSTS, name, filter(None, (host.ipv4, host.ipv6)) if host else ())
+        for node, vtep in changes.vteps.items():
+            self._own(ALL_VXLAN, node, (vtep.parent,) if vtep and not vtep.local else ())
 
     def wants(self, name: str, member: str) -> bool:
         """Whether the kernel's set should have the member."""
@@ -132,6 +136,15 @@ class SetTable:
                 name = set_name(family, identity)
                 del self._sets[name]
                 self.dirty.pop(name, None)
+
+    def _own(self, identity: str, owner: Hashable, members: Iterable[str]) -> None:
+        """Let an owner have these members and no others, of a set in which several may have the same."""
+        owners, new = self._owners[identity], frozenset(members)
+        old = owners.pop(owner, frozenset())
+        if new:
+            owners[owner] = new
+        others = frozenset().union(*owners.values()) if old - new else frozenset()
+        self._change(identity, new - old, old - new - others)
 
     def _change_by(self, delta: IPSetDelta) -> None:
         if delta.id in self._ids:
@@ -251,6 +264,11 @@ def _parse_create(text: str) -> KernelSet:
     kind, *words = text.split()
     options = dict(zip(words[::2], words[1::2], strict=False))
     return KernelSet(kind, 6 if options.get("family") == "inet6" else 4, int(options.get("maxelem", "0")))
+
+
+def _member(prefix: Prefix) -> str:
+    """A prefix as the kernel shows it: without the length where it is one address."""
+    return str(prefix.network_address) if prefix.prefixlen == prefix.max_prefixlen else str(prefix)
 
 
 def member_family(member: str) -> Family:

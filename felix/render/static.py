@@ -1,6 +1,6 @@
 """Chains that every node has whatever its endpoints are, and where they hook in (felix/rules/static.go). Pure.
 
-Tunnels and IPVS have no part here: their rules join in when they exist.
+IPVS has no part here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from calipy.felix.config import FelixConfig
 from calipy.felix.messages import WorkloadEndpoint
-from calipy.felix.render import syntax
+from calipy.felix.render import encap, syntax
 from calipy.felix.render.failsafe import failsafe_chains
 from calipy.felix.render.host import FROM_HOST, FROM_HOST_FORWARD, TO_HOST, TO_HOST_FORWARD
 from calipy.felix.render.marks import Marks
@@ -88,9 +88,15 @@ def _filter(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, .
         *([Rule(syntax.ESTABLISHED, allow)] if config.filter_allow_action == "RETURN" else ()),
         Rule("", f"--jump {config.endpoint_to_host_action}", ("Configured DefaultEndpointToHostAction",)),
     ]
-    inward = [Rule(syntax.from_interface(workload), syntax.goto(WORKLOAD_TO_HOST)) for workload in workloads]
+    inward = [
+        *encap.inward(family, config),
+        *(Rule(syntax.from_interface(workload), syntax.goto(WORKLOAD_TO_HOST)) for workload in workloads),
+    ]
     # From the host to its own pods there is no policy: a node must be able to probe what it runs.
-    outward = [Rule(syntax.to_interface(workload), syntax.RETURN) for workload in workloads]
+    outward = [
+        *(Rule(syntax.to_interface(workload), syntax.RETURN) for workload in workloads),
+        *encap.outward(family, config),
+    ]
     return (
         Chain("cali-INPUT", (*inward, accepted, *_police(FROM_HOST, allow, marks))),
         Chain("cali-FORWARD", tuple(forward)),
@@ -131,7 +137,11 @@ def _nat(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]
         Chain("cali-OUTPUT", (Rule("", syntax.jump("cali-fip-dnat")),)),
         Chain(
             "cali-POSTROUTING",
-            (Rule("", syntax.jump("cali-fip-snat")), Rule("", syntax.jump("cali-nat-outgoing"))),
+            (
+                Rule("", syntax.jump("cali-fip-snat")),
+                Rule("", syntax.jump("cali-nat-outgoing")),
+                *encap.masqueraded(family, config),
+            ),
         ),
         Chain("cali-fip-dnat", ()),
         Chain("cali-fip-snat", ()),
@@ -172,6 +182,7 @@ def _raw(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]
             "cali-PREROUTING",
             (
                 Rule("", syntax.clear_mark(marks.all)),
+                *encap.untracked(family, config),
                 *(
                     Rule(syntax.from_interface(f"{prefix}+"), syntax.set_mark(marks.scratch0))
                     for prefix in config.interface_prefixes
@@ -184,7 +195,15 @@ def _raw(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]
                 accepted,
             ),
         ),
-        Chain("cali-OUTPUT", (Rule("", syntax.clear_mark(marks.all)), Rule("", syntax.jump(TO_HOST)), accepted)),
+        Chain(
+            "cali-OUTPUT",
+            (
+                Rule("", syntax.clear_mark(marks.all)),
+                Rule("", syntax.jump(TO_HOST)),
+                *encap.untracked(family, config),
+                accepted,
+            ),
+        ),
         rpf_skip_chain(()),
         *failsafe_chains("raw", family, config),
     )

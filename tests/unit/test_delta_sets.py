@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import pytest
 
-from calipy.felix.messages import Changes, Host, IPSet, IPSetDelta, Pool
+from calipy.felix.messages import VTEP, Changes, Host, IPSet, IPSetDelta, Pool
 from calipy.felix.sets import (
     KernelSet,
     SetTable,
@@ -150,6 +152,30 @@ def test_pools_and_hosts_have_sets_of_their_own() -> None:
     desired.update(Changes(hosts={"b": None}))
     record_sets(desired, actual)
     assert actual["cali40all-hosts-net"].members == set()
+
+
+def test_who_may_send_into_tunnels() -> None:
+    """The other nodes' VXLAN addresses, and external nodes in both sets, also where a node has the same address."""
+    external = tuple(map(ipaddress.ip_network, ("172.16.9.0/24", "172.16.0.2/32", "fd16:9::/64")))
+    desired = SetTable(1000, external)
+    desired.update(
+        Changes(
+            hosts={"b": Host("b", "172.16.0.2")},
+            vteps={
+                ("a", 4): VTEP("66:00:00:00:00:01", "10.65.1.0", "172.16.0.1", local=True),
+                ("b", 4): VTEP("66:00:00:00:00:02", "10.65.2.0", "172.16.0.2"),
+                ("c", 4): VTEP("66:00:00:00:00:03", "10.65.3.0", "172.16.0.3"),
+                ("c", 6): VTEP("66:00:00:00:00:03", "fd65::3", "fd16::3"),
+            },
+        )
+    )
+    for found in (desired, desired.resized(2000, external)):
+        assert found.sets["cali40all-vxlan-net"].members == {"172.16.9.0/24", "172.16.0.2", "172.16.0.3"}
+        assert found.sets["cali60all-vxlan-net"].members == {"fd16:9::/64", "fd16::3"}
+        assert found.sets["cali40all-hosts-net"].members == {"172.16.9.0/24", "172.16.0.2"}
+    desired.update(Changes(vteps={("b", 4): None, ("c", 4): None}, hosts={"b": None}))
+    assert desired.sets["cali40all-vxlan-net"].members == {"172.16.9.0/24", "172.16.0.2"}
+    assert desired.resized(1000, ()).sets["cali40all-vxlan-net"].members == set()
 
 
 def test_save_output_shows_our_sets_only() -> None:
