@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-pytest_plugins = ["tests.support.etcd", "tests.support.netns", "tests.support.bgp", "tests.support.felix"]
+pytest_plugins = ["tests.support.netns", "tests.support.etcd", "tests.support.bgp", "tests.support.felix"]
 
 
 @pytest.fixture

@@ -28,11 +28,22 @@ class NotInSyncError(CalipyError):
 class Agent:
     """One node's agent."""
 
-    def __init__(self, node: str, netns_fd: int, directory: Path, etcd_url: str, backend: str) -> None:
-        """Start it. Call from the thread that ends last: the kernel kills the agent with it."""
+    def __init__(
+        self, node: str, netns_fd: int, directory: Path, etcd_url: str, backend: str, **variables: str
+    ) -> None:
+        """Start it. Call from the thread that ends last: the kernel kills the agent with it.
+
+        Args:
+            node: its name.
+            netns_fd: where it runs.
+            directory: for its sockets and its log.
+            etcd_url: its datastore, as seen from there.
+            backend: of iptables: ``nft``, ``legacy``, "" for its own choice.
+            variables: more of its environment.
+        """
         self.node = node
         self._run_dir = directory / node
-        self._log = directory / f"{node}.log"
+        self.log = directory / f"{node}.log"
         self._argv = ["setpriv", "--pdeathsig", "KILL", "--", "nsenter", f"--net=/proc/self/fd/{netns_fd}", "--"]
         self._argv += daemon_argv("agent")
         self._netns_fd = netns_fd
@@ -47,13 +58,45 @@ class Agent:
             "CALIPY_RUN_DIR": str(self._run_dir),
             "CALIPY_LIB_DIR": str(self._run_dir),
             "FELIX_IPTABLESBACKEND": backend or "auto",
+            **variables,
         }
-        self._start()
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        self._run_dir.mkdir(mode=0o700, exist_ok=True)
+        with self.log.open("ab") as out:
+            self._process = subprocess.Popen(
+                self._argv,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=self._environment,
+                pass_fds=(self._netns_fd,),
+            )
 
     def stop(self) -> None:
         """End it; rules and routes stay, until the namespace goes."""
         self._process.kill()
         self._process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started last."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether that process has not ended."""
+        return self._process.poll() is None
+
+    def status(self) -> Any:
+        """Its answer to ``status``. Blocks.
+
+        Raises:
+            AgentUnavailableError: it does not answer, or not yet.
+        """
+        return api_client.call(self._run_dir / "agent.sock", "status", timeout=10.0)
 
     async def in_sync(self, revision: int, endpoints: Iterable[str]) -> None:
         """Wait until the kernel has everything up to a revision of the datastore, and these endpoints are up.
@@ -69,7 +112,7 @@ class Agent:
                 return
             if (code := self._process.poll()) is not None:
                 said = self._last_words()
-                self._start()
+                self.start()
                 raise NotInSyncError(f"the agent of {self.node} has ended with status {code}:\n{said}")
             if time.monotonic() > end:
                 raise NotInSyncError(f"{self.node} is not in sync after {IN_SYNC_TIMEOUT:g} s: {missing}")
@@ -77,7 +120,7 @@ class Agent:
 
     async def _missing(self, revision: int, wanted: set[str]) -> str:
         try:
-            answer = await asyncio.to_thread(api_client.call, self._run_dir / "agent.sock", "status", timeout=10.0)
+            answer = await asyncio.to_thread(self.status)
         except AgentUnavailableError as error:
             return str(error)
         felix: Mapping[str, Any] = answer["felix"]
@@ -93,17 +136,5 @@ class Agent:
         wrong = {name: states.get(name, "unknown") for name in sorted((wanted | states.keys()) - (wanted & up))}
         return f"endpoints: {wrong}"
 
-    def _start(self) -> None:
-        self._run_dir.mkdir(mode=0o700, exist_ok=True)
-        with self._log.open("ab") as out:
-            self._process = subprocess.Popen(
-                self._argv,
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env=self._environment,
-                pass_fds=(self._netns_fd,),
-            )
-
     def _last_words(self) -> str:
-        return "\n".join(self._log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:])

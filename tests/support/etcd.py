@@ -18,6 +18,9 @@ from typing import Self
 
 import pytest
 
+from calipy.kernel import netns as kernel_netns
+from tests.support.netns import Namespace
+
 START_TIMEOUT = 20.0
 STEM = "calipy-etcd-"
 
@@ -32,27 +35,37 @@ class ServerTls:
 
 
 class EtcdServer:
-    """One single-member etcd 3.4 or later on 127.0.0.1. Start it in a thread that outlives it: the kernel kills etcd
-    with the thread that started it.
+    """One single-member etcd 3.4 or later on 127.0.0.1, or on another address, at etcd's own ports, inside a namespace.
+    Start it in a thread that outlives it: the kernel kills etcd with the thread that started it.
 
     Attributes:
         url: its client URL.
         pid: of the running process.
     """
 
-    def __init__(self, *, tls: ServerTls | None = None, name: str = "test", arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        tls: ServerTls | None = None,
+        name: str = "test",
+        arguments: Sequence[str] = (),
+        inside: Namespace | None = None,
+        address: str = "127.0.0.1",
+    ) -> None:
         self.name = name
         self._tls = tls
         self._arguments = tuple(arguments)
         self._process: subprocess.Popen[bytes] | None = None
         self._directory = Path(tempfile.mkdtemp(prefix=f"{STEM}{os.getpid()}-", dir=_fast_directory()))
-        self._ports: tuple[int, int, int] | None = None
+        self._inside = inside
+        self._address = address
+        self._ports: tuple[int, int, int] | None = (2379, 2380, 2381) if inside else None
 
     @property
     def url(self) -> str:
         """Where clients find it."""
         assert self._ports
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._ports[0]}"
+        return f"{'https' if self._tls else 'http'}://{self._address}:{self._ports[0]}"
 
     @property
     def pid(self) -> int:
@@ -140,6 +153,7 @@ class EtcdServer:
         argv = [
             # Not a preexec function: that forks a process that may hold gRPC's threads.
             "setpriv", "--pdeathsig", "KILL", "--",
+            *(["nsenter", f"--net={self._inside.path}", "--"] if self._inside else []),
             "etcd", "--name", self.name, "--data-dir", str(self._directory / "data"),
             "--listen-client-urls", self.url, "--advertise-client-urls", self.url,
             "--listen-peer-urls", peer_url, "--initial-advertise-peer-urls", peer_url,
@@ -161,12 +175,15 @@ class EtcdServer:
         assert self._ports
         give_up = time.monotonic() + START_TIMEOUT
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        url = f"http://127.0.0.1:{self._ports[2]}/health"
+
+        def healthy() -> bool:
+            return b"true" in opener.open(url, timeout=2).read()
+
         while self._process.poll() is None and time.monotonic() < give_up:
-            try:
-                if b"true" in opener.open(f"http://127.0.0.1:{self._ports[2]}/health", timeout=2).read():
+            with contextlib.suppress(OSError):
+                if kernel_netns.run_in(self._inside.fd, healthy) if self._inside else healthy():
                     return True
-            except OSError:
-                pass
             time.sleep(0.02)
         self.kill()
         return False
