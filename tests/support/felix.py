@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -34,7 +36,7 @@ from tests.support.objects import Object
 ALLOW_ALL = ActiveProfile("open", (Rule("allow"),), (Rule("allow"),))
 
 
-def until(condition: Callable[[], Any], *, timeout: float = 10.0) -> Any:
+def until(condition: Callable[[], Any], *, timeout: float = 30.0) -> Any:
     """The first true value of ``condition``; fails when the time is up."""
     deadline = time.monotonic() + timeout
     while not (value := condition()):
@@ -79,34 +81,53 @@ def _no_redirects() -> None:
     Path("/proc/sys/net/ipv4/conf/all/accept_redirects").write_text("0", "ascii")
 
 
-class FelixProcess:
-    """A child process that runs Felix inside a namespace."""
+class FelixServer:
+    """Forks Felix processes inside a namespace (see ``felix_child``)."""
 
-    def __init__(self, node: Namespace, config: dict[str, str], *, graph: bool = False) -> None:
+    def __init__(self, node: Namespace) -> None:
+        mine, theirs = socket.socketpair()
+        self._requests = mine
         child = Path(__file__).with_name("felix_child.py")
-        argument = base64.b64encode(pickle.dumps(config)).decode()
-        self.process = subprocess.Popen(
-            [
-                "ip",
-                "netns",
-                "exec",
-                node.path.name,
-                sys.executable,
-                str(child),
-                argument,
-                *(["graph"] if graph else []),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        argv = ["ip", "netns", "exec", node.path.name, sys.executable, str(child)]
+        with theirs:
+            self._process = subprocess.Popen(argv, stdin=theirs)
+
+    def fork(self) -> socket.socket:
+        """The line to a new process."""
+        mine, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(self._requests, [b"f"], [theirs.fileno()])
+        return mine
+
+    def close(self) -> None:
+        self._requests.close()
+        self._process.wait(10)
+
+
+class FelixProcess:
+    """A process that runs Felix inside a namespace; it ends at the latest with ours.
+
+    Attributes:
+        pid: its number.
+    """
+
+    def __init__(self, server: FelixServer, config: dict[str, str], *, graph: bool = False) -> None:
+        self._socket = server.fork()
+        self._line = self._socket.makefile("rwb")
+        self.pid: int = self._answer()
+        self._request((config, graph))
 
     def ask(self, command: str, argument: Any = None) -> Any:
         """One request, one answer."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(base64.b64encode(pickle.dumps((command, argument))) + b"\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
+        self._request((command, argument))
+        return self._answer()
+
+    def _request(self, request: Any) -> None:
+        self._line.write(base64.b64encode(pickle.dumps(request)) + b"\n")
+        self._line.flush()
+
+    def _answer(self) -> Any:
+        answer = self._line.readline()
         assert answer, "Felix has ended"
         return pickle.loads(base64.b64decode(answer))
 
@@ -128,26 +149,31 @@ class FelixProcess:
         before = self.status().applied_at
         return until(lambda: (s := self.status()).ready and s.applied_at != before and s)
 
-    def wait(self, *pods: Pod, timeout: float = 10.0) -> None:
+    def wait(self, *pods: Pod, timeout: float = 30.0) -> None:
         """Wait until the pods' endpoints are programmed."""
         for pod in pods:
             assert self.ask("wait", (pod.id, timeout)), (pod.interface, self.status())
 
     def kill(self) -> None:
-        """SIGKILL."""
-        self.process.kill()
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe:
-                pipe.close()
+        """SIGKILL, and wait."""
+        os.kill(self.pid, signal.SIGKILL)
+        self._end()
 
     def stop(self) -> None:
         """End of input: Felix ends as with SIGTERM."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(10)
-        if self.process.stdout:
-            self.process.stdout.close()
+        self._socket.shutdown(socket.SHUT_WR)
+        self._end()
+
+    def close(self) -> None:
+        """Kill it, unless it has ended."""
+        if not self._line.closed:
+            self.kill()
+
+    def _end(self) -> None:
+        while self._line.read(1 << 16):  # nobody else holds the other end
+            pass
+        self._line.close()
+        self._socket.close()
 
 
 class Node:
@@ -165,6 +191,7 @@ class Node:
         self.world.run("ip", "-6", "route", "add", "fd65::/64", "via", "fd16::1")
         self.pods: list[Pod] = []
         self._processes: list[FelixProcess] = []
+        self._server: FelixServer | None = None
 
     def pod(self, interface: str = "") -> Pod:
         """One more pod."""
@@ -175,7 +202,8 @@ class Node:
 
     def felix(self, *, graph: bool = False, **config: str) -> FelixProcess:
         """Start Felix with these parameters; with ``graph`` it takes ``events``, without it ``send``."""
-        self._processes.append(FelixProcess(self.ns, config, graph=graph))
+        self._server = self._server or FelixServer(self.ns)
+        self._processes.append(FelixProcess(self._server, config, graph=graph))
         return self._processes[-1]
 
     def rules(self, backend: str = "nft", table: str = "filter", family: int = 4) -> str:
@@ -184,8 +212,9 @@ class Node:
 
     def close(self) -> None:
         for process in self._processes:
-            if process.process.poll() is None:
-                process.kill()
+            process.close()
+        if self._server is not None:
+            self._server.close()
 
 
 @pytest.fixture

@@ -1,15 +1,19 @@
 """Runs the real ``Felix`` in this process's network namespace, fed with pickled ``Changes`` instead of a datastore, or
 with pickled objects of the datastore, which then go through the real calculation graph.
 
-Started by ``tests.support.felix`` with ``ip netns exec``. One request a line on stdin, one answer a line on stdout,
-each the base64 of a pickled value.
+Started once per node by ``tests.support.felix``: loads everything, then forks a Felix per descriptor that it is sent
+over its standard input, so that a new one is there within milliseconds. Each speaks over its descriptor: one request a
+line, one answer a line, each the base64 of a pickled value; the first answer is its pid.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import os
 import pickle
+import signal
+import socket
 import sys
 from typing import Any
 
@@ -38,14 +42,15 @@ class Script:
 
 
 async def main() -> None:
+    reply(os.getpid())
     log.configure("info", json=True)
-    script = Script()
-    config = pickle.loads(base64.b64decode(sys.argv[1]))
-    felix = Felix(config, "node1", source=None if "graph" in sys.argv else script)
-    running = asyncio.create_task(felix.run())
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 24)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    script = Script()
+    config, graph = pickle.loads(base64.b64decode(await reader.readline()))
+    felix = Felix(config, "node1", source=None if graph else script)
+    running = asyncio.create_task(felix.run())
     while line := await reader.readline():
         command, argument = pickle.loads(base64.b64decode(line))
         answer: Any = None
@@ -60,11 +65,32 @@ async def main() -> None:
             answer = felix.status()
         elif command == "wait":
             answer = await felix.wait_programmed(*argument)
-        sys.stdout.write(base64.b64encode(pickle.dumps(answer)).decode() + "\n")
-        sys.stdout.flush()
+        reply(answer)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
 
+def reply(answer: Any) -> None:
+    sys.stdout.write(base64.b64encode(pickle.dumps(answer)).decode() + "\n")
+    sys.stdout.flush()
+
+
+def serve() -> None:
+    """Fork until standard input ends."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    with socket.socket(fileno=os.dup(0)) as requests:
+        while (received := socket.recv_fds(requests, 1, 1))[0]:
+            (descriptor,) = received[1]
+            if os.fork() == 0:
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                requests.close()
+                os.dup2(descriptor, 0)
+                os.dup2(descriptor, 1)
+                os.close(descriptor)
+                asyncio.run(main())
+                os._exit(0)
+            os.close(descriptor)
+
+
 if __name__ == "__main__":
-    asyncio.run(main())
+    serve()
