@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from calipy.bgp.exabgp import commands
 from calipy.bgp.path import Attributes
-from calipy.net import Family, IPAddress, Prefix
+from calipy.net import IPAddress, Prefix
 
 
 @dataclass(slots=True)
@@ -41,28 +41,21 @@ class AdjRibOut:
         Peers that need the same are told by one command. O(peers x prefixes).
         """
         announce: dict[tuple[Prefix, Attributes], list[IPAddress]] = defaultdict(list)
-        withdraw: dict[Prefix, list[IPAddress]] = defaultdict(list)
+        withdraw: dict[tuple[Prefix, Attributes], list[IPAddress]] = defaultdict(list)
         for peer, routes in wanted.items():
             told = self._told.get(peer, {})
             for prefix, attributes in routes.items():
                 if told.get(prefix) != attributes:
                     announce[prefix, attributes].append(peer)
             for prefix in told.keys() - routes.keys():
-                withdraw[prefix].append(peer)
+                withdraw[prefix, told[prefix]].append(peer)
         everyone = frozenset(wanted) | frozenset(self._told)
         batches: list[Batch] = []
-        by_audience: dict[tuple[Attributes, frozenset[IPAddress]], list[Prefix]] = defaultdict(list)
-        for (prefix, attributes), peers in announce.items():
-            by_audience[attributes, frozenset(peers)].append(prefix)
-        for (attributes, audience), prefixes in by_audience.items():
-            lines = commands.announce(attributes, _sorted(prefixes), _selector(audience, everyone))
-            told_now = [(peer, prefix, attributes) for peer in audience for prefix in prefixes]
-            batches.append(Batch(list(lines), [*told_now]))
-        gone: dict[tuple[Family, frozenset[IPAddress]], list[Prefix]] = defaultdict(list)
-        for prefix, peers in withdraw.items():
-            gone[4 if prefix.version == 4 else 6, frozenset(peers)].append(prefix)
-        for (family, audience), prefixes in gone.items():
-            lines = commands.withdraw(family, _sorted(prefixes), _selector(audience, everyone))
+        for (attributes, audience), prefixes in _by_audience(announce):
+            lines = commands.announce(attributes, prefixes, _selector(audience, everyone))
+            batches.append(Batch(list(lines), [(peer, prefix, attributes) for peer in audience for prefix in prefixes]))
+        for (attributes, audience), prefixes in _by_audience(withdraw):
+            lines = commands.withdraw(attributes, prefixes, _selector(audience, everyone))
             batches.append(Batch(list(lines), [(peer, prefix, None) for peer in audience for prefix in prefixes]))
         return batches
 
@@ -77,6 +70,17 @@ class AdjRibOut:
     def told(self, peer: IPAddress) -> Mapping[Prefix, Attributes]:
         """What a peer has been told."""
         return self._told.get(peer, {})
+
+
+def _by_audience(
+    routes: Mapping[tuple[Prefix, Attributes], Iterable[IPAddress]],
+) -> Iterator[tuple[tuple[Attributes, frozenset[IPAddress]], list[Prefix]]]:
+    """What can share a command: the same attributes for the same peers."""
+    found: dict[tuple[Attributes, frozenset[IPAddress]], list[Prefix]] = defaultdict(list)
+    for (prefix, attributes), peers in routes.items():
+        found[attributes, frozenset(peers)].append(prefix)
+    for key, prefixes in found.items():
+        yield key, _sorted(prefixes)
 
 
 def _selector(audience: frozenset[IPAddress], everyone: frozenset[IPAddress]) -> list[IPAddress] | None:

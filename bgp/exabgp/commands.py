@@ -45,10 +45,14 @@ def announce(attributes: Attributes, prefixes: Iterable[Prefix], peers: Sequence
     yield from _for_peers(f"announce attributes {words} nlri", prefixes, peers)
 
 
-def withdraw(family: Family, prefixes: Iterable[Prefix], peers: Sequence[IPAddress] | None) -> Iterator[str]:
-    """Withdraw prefixes of one family. The next hop is asked for by the grammar and means nothing."""
-    hop = "127.0.0.1" if family == 4 else "::1"
-    yield from _for_peers(f"withdraw attributes next-hop {hop} nlri", prefixes, peers)
+def withdraw(attributes: Attributes, prefixes: Iterable[Prefix], peers: Sequence[IPAddress] | None) -> Iterator[str]:
+    """Withdraw prefixes that were announced with these attributes.
+
+    ExaBGP queues changes by attributes, and leaves withdrawals out of the first it sends on a new session: one with
+    other attributes would not displace an announcement still queued, for a peer that is away for example, and that
+    peer would be told of a route that is gone.
+    """
+    yield from _for_peers(f"withdraw attributes {_attributes(attributes)} nlri", prefixes, peers)
 
 
 def end_of_rib(peer: IPAddress, family: Family) -> str:

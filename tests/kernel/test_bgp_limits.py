@@ -98,7 +98,7 @@ def test_a_flood_of_routes_meets_its_limit(bgp_lab: BgpLab) -> None:
     """A peer that sends more than its limit is cut off there; other sessions and routes stay."""
     bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500)
     n1, n2 = pair(bgp_lab)
-    flood = "\n".join(f"route 20.{i >> 8}.{i & 255}.0/24 blackhole;" for i in range(60_000))
+    flood = "\n".join(f"route {20 + (i >> 16)}.{i >> 8 & 255}.{i & 255}.0/24 blackhole;" for i in range(100_000))
     configuration = tor({"n1": n1.address}, export="where source = RTS_STATIC", static=flood)
     bgp_lab.bird(bgp_lab.fabric, configuration.replace("local as 64500;", "local 10.77.1.254 as 64500;"))
     eventually("the limit is met", lambda: n1.peers().get("10.77.1.254", {}).get("refused_by_limit", 0) > 0, timeout=60)

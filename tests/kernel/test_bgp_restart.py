@@ -182,3 +182,23 @@ def test_a_restarting_bird_keeps_its_routes_here(bgp_lab: BgpLab) -> None:
     bird.ask("disable n1")
     eventually_is("administrative shutdown", {}, n1.gateways)
     assert "administrative shutdown" in n1.peers()["10.77.1.254"]["cause"]
+
+
+def test_what_came_and_went_while_a_peer_was_away_is_not_told(bgp_lab: BgpLab) -> None:
+    """A block claimed and released while the dialing end is down: on its return it hears of the living ones only."""
+    n1, n2 = pair(bgp_lab)
+    n2.kill()
+    os.kill(n2.exabgp(), signal.SIGKILL)
+    eventually("n1 has noticed", lambda: not n1.up(n2.address))
+    for number in range(3):
+        bgp_lab.block(f"10.244.9.{64 * number}/26", "n1")
+        bgp_lab.block("10.244.8.0/26", "n1")
+        bgp_lab.unblock(f"10.244.9.{64 * number}/26", "n1")
+        bgp_lab.unblock("10.244.8.0/26", "n1")
+    bgp_lab.block("10.244.7.0/26", "n1")
+    n2.start()
+    there = {"10.244.1.0/26": (n1.address,), "10.244.7.0/26": (n1.address,)}
+    eventually_is("n2's routes", there, n2.gateways)
+    eventually("End-of-RIB", lambda: n2.up(n1.address) and n2.status()["ready"])
+    time.sleep(1)  # nothing more must come
+    assert n2.gateways() == there

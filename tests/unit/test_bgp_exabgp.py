@@ -42,7 +42,7 @@ def test_every_command_is_harmless(given_: Attributes, prefixes: int, peers: int
     """Printable ASCII on one line within ExaBGP's read size, without the word that ends it, no prefix lost."""
     nlri = [ip_network((0x0A000000 + 64 * i, 26)) for i in range(prefixes)]
     audience = [ip_address(0x0A000001 + i) for i in range(peers)] or None
-    lines = list(commands.announce(given_, nlri, audience)) + list(commands.withdraw(4, nlri, audience))
+    lines = list(commands.announce(given_, nlri, audience)) + list(commands.withdraw(given_, nlri, audience))
     assert all(line.isascii() and line.isprintable() and "json" not in line for line in lines)
     assert all(len(line) <= commands.LONGEST for line in lines)
     told = [word for line in lines if "announce" in line for word in line.partition(" nlri ")[2].split()]
