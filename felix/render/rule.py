@@ -62,8 +62,19 @@ class Rule(NamedTuple):
     @property
     def body(self) -> str:
         """The rule without ``-A chain`` and without the hash comment."""
-        parts = [f'-m comment --comment "{escape_comment(text)}"' for text in self.comments]
-        return " ".join([*parts, *(text for text in (self.match, self.action) if text)])
+        return " ".join(filter(None, (*self._remarks, self.match, self.action)))
+
+    def text(self, digest: str) -> str:
+        """The rule without ``-A chain``, as it is written.
+
+        The kernel asks a rule's matches in turn, and comments are matches to it: last, they cost those packets nothing
+        that the others turn away. The hash does not depend on that; it stays the one of ``body``.
+        """
+        return " ".join(filter(None, (self.match, hash_comment(digest), *self._remarks, self.action)))
+
+    @property
+    def _remarks(self) -> list[str]:
+        return [f'-m comment --comment "{escape_comment(text)}"' for text in self.comments]
 
 
 def escape_comment(text: str) -> str:
@@ -92,13 +103,9 @@ class Chain:
     rules: tuple[Rule, ...]
 
     @cached_property
-    def _bodies(self) -> tuple[str, ...]:
-        return tuple(rule.body for rule in self.rules)
-
-    @cached_property
     def hashes(self) -> tuple[str, ...]:
         """One hash a rule, as they stand in the kernel."""
-        return rule_hashes(self.name, self._bodies)
+        return rule_hashes(self.name, tuple(rule.body for rule in self.rules))
 
     @cached_property
     def targets(self) -> tuple[str, ...]:
@@ -107,8 +114,8 @@ class Chain:
 
     def lines(self) -> Iterator[str]:
         """``-A`` lines for iptables-restore."""
-        for digest, body in zip(self.hashes, self._bodies, strict=True):
-            yield f"-A {self.name} {hash_comment(digest)} {body}".rstrip()
+        for digest, rule in zip(self.hashes, self.rules, strict=True):
+            yield f"-A {self.name} {rule.text(digest)}"
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ class Hook:
 
 
 def _texts(hashes: tuple[str, ...], rules: tuple[Rule, ...]) -> list[str]:
-    return [f"{hash_comment(digest)} {rule.body}".rstrip() for digest, rule in zip(hashes, rules, strict=True)]
+    return [rule.text(digest) for digest, rule in zip(hashes, rules, strict=True)]
 
 
 def hash_comment(digest: str) -> str:
