@@ -26,7 +26,7 @@ MANY_PORTS = (*range(8100, 8110), "8200:8299", "8300:8399", 9899, "5000:5352", "
 PROBES = (
     "tcp/8080", "tcp/9090", "udp/5353", "udp/8080", "sctp/9899", "icmp/8", "icmp/13",
     "tcp6/8080", "udp6/5353", "icmp6/128", "tcp/8080+sport=30500",
-    "sctp6/9899", "udp6/8080", "tcp6/9090", "tcp/22", "udp/4789", "tcp6/8080+sport=30500",
+    "sctp6/9899", "udp6/8080", "tcp6/9090", "tcp/22", "tcp/6443", "udp/4789", "tcp6/8080+sport=30500",
 )  # fmt: skip
 PROFILES = ("open", "odd")
 TIERS = ("first", "second", "default")
@@ -149,15 +149,16 @@ class _Maker:
         found: list[dict[str, Any]] = []
         wanted = self._random.randint(*self._policies)
         while len(found) < wanted:
-            if wanted - len(found) > 1 and self._perhaps(0.25):
-                found += self._group(len(found), min(wanted - len(found), self._one((2, 2, 3, 4, 7, 8))))
+            if self._policies[1] > 5 and self._perhaps(0.2):
+                found += self._group(len(found), self._one((2, 2, 3, 4, 7, 8)))
             else:
                 found.append(self._policy(len(found)))
         return found
 
     def _group(self, number: int, size: int) -> list[dict[str, Any]]:
         """Policies of one selector that come one after another, so that endpoints may share them in one chain."""
-        tier, selector, order = self._one(TIERS), self._selector(1), self._one((5, 1000))
+        tier, order = self._one(TIERS), self._one((5, 1000))
+        selector = self._one(("all()", self._selector(1)))
         prefix = "" if tier == "default" else f"{tier}."
         found = []
         for member in range(size):
@@ -171,7 +172,7 @@ class _Maker:
         kind = self._one(("", "preDNAT", "doNotTrack"))
         types = ["Ingress"] if kind == "preDNAT" else self._one((["Ingress"], ["Egress"], ["Ingress", "Egress"]))
         spec: dict[str, Any] = {
-            "selector": self._selector(1),
+            "selector": self._one(("all()", self._selector(1))),
             "types": types,
             "applyOnForward": True,
             "order": self._one((1, 5, 2000)),
@@ -181,6 +182,9 @@ class _Maker:
         if kind:
             for rule in (*spec.get("ingress", ()), *spec.get("egress", ())):
                 rule["action"] = self._one(("Allow", "Deny"))
+        if self._perhaps(0.3):  # one that counts, or the ways by which these lists are skipped would be seldom seen
+            side = self._one(types).lower()
+            spec[side] = [{"action": self._one(("Allow", "Deny")), "protocol": self._one(("TCP", "UDP"))}]
         return _calico("GlobalNetworkPolicy", f"h{number}", spec)
 
     def _network_set(self, number: int) -> dict[str, Any]:
@@ -260,6 +264,10 @@ class _Maker:
             rule["metadata"] = {"annotations": {"why": 'it\'s "quoted"; $(so)'}}
         rule["source"] = self._entity(protocol, version, destination=False)
         rule["destination"] = self._entity(protocol, version, destination=True)
+        if protocol in {"TCP", "UDP"} and self._perhaps(0.15):
+            nets = NETS6 if version == 6 else NETS4
+            rule["source"] |= {"nets": self._random.sample(nets, 3)}
+            rule["destination"] |= {"nets": self._random.sample(nets, 2), "ports": list(MANY_PORTS)}
         return rule
 
     def _sides(self) -> dict[str, Any]:
@@ -272,7 +280,7 @@ class _Maker:
         return rules if self._perhaps(0.1) else {"types": types, **rules}
 
     def _policy(self, number: int) -> dict[str, Any]:
-        if self._hosts and self._perhaps(0.4):
+        if self._hosts and self._perhaps(0.5):
             return self._host_policy(number)
         if self._perhaps(0.3):
             return self._kubernetes_policy(number)
