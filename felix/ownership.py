@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from calipy.net import PROTO_FELIX, Family, Route
@@ -20,6 +20,23 @@ _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _PROTO_KERNEL: Final = 2
 _PROTO_BIRD: Final = 12
 _OLD_JUMP: Final = re.compile(r"(?:-j|-g|--jump|--goto) (?:cali-|califw-|calitw-|felix-)")
+
+LINK_GROUP: Final = 0x0CA1_0000
+LINK_GROUP_MASK: Final = 0xFFFF_0000
+"""The link groups that we give to interfaces of endpoints."""
+
+
+def link_group(families: Iterable[Family]) -> int:
+    """Group of an interface whose endpoint is programmed and enabled in these families: a bit for each.
+
+    Rules tell by it whether an interface has an endpoint, in one comparison. A new interface has group 0.
+    """
+    return LINK_GROUP | sum({4: 1, 6: 2}[family] for family in families)
+
+
+def owns_link_group(group: int) -> bool:
+    """Whether an interface's group was given by us, or by nobody."""
+    return group == 0 or group & LINK_GROUP_MASK == LINK_GROUP
 
 
 def owns_chain(name: str) -> bool:

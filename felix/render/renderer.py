@@ -28,7 +28,7 @@ from calipy.felix.render.dispatch import Dispatch
 from calipy.felix.render.endpoint import workload_chains
 from calipy.felix.render.host import POLICY_TABLES, HostPlan, PolicyTable, host_chains
 from calipy.felix.render.marks import Marks
-from calipy.felix.render.names import workload_chain
+from calipy.felix.render.names import ANY_INTERFACE, workload_chain
 from calipy.felix.render.nat import nat_outgoing_chain
 from calipy.felix.render.offers import Offers
 from calipy.felix.render.policy import PolicyContext, policy_chains, profile_chains
@@ -61,8 +61,6 @@ class Renderer:
             table = Table(name)
             for hook in static.hooks(name, config, marks):
                 table.set_hook(hook)
-            for chain in static.chains(name, family, config, marks):
-                table.put(chain)
             self.tables[name] = table
         self._contexts: dict[PolicyTable, PolicyContext] = {
             # REJECT is for the filter table only.
@@ -81,6 +79,9 @@ class Renderer:
         self._host_policies: set[PolicyID] = set()
         self._spoofing: dict[str, WorkloadEndpoint] = {}
         self._natted_pools: set[str] = set()
+        self._services: tuple[str, ...] = ()
+        self._fast_path = False
+        self._present: static.Present | None = None
         end = static.unknown_interface(config)
         self._dispatch = (
             Dispatch(
@@ -98,6 +99,10 @@ class Renderer:
         )
         self._render_dispatch(set(), set())
         self._render_hosts()
+        self.tables["raw"].put(static.rpf_skip_chain(()))
+        self._render_services()
+        self._render_pools()
+        self._render_static()
 
     def update(self, changes: Changes) -> None:
         """Take in one flush of the graph; the tables' dirty chains grow by what it touched."""
@@ -125,7 +130,9 @@ class Renderer:
             self._render_hosts()
         self._update_pools(changes)
         if changes.services is not None:
-            self._filter.put(static.cidr_block_chain(self._context.family, self._context.config, changes.services))
+            self._services = tuple(changes.services)
+            self._render_services()
+        self._render_static()
 
     def set_hosts(self, interfaces: Mapping[str, HostEndpoint]) -> None:
         """Where host endpoints are now: interface, or ``names.ANY_INTERFACE``, → which. O(their policies)."""
@@ -137,6 +144,12 @@ class Renderer:
             for policy in _policies_of(tiers)
         }
         self._render_hosts()
+        self._render_static()
+
+    def set_fast_path(self, *, possible: bool) -> None:
+        """Whether the kernel can match link groups: then known connections of endpoints pass early in FORWARD."""
+        self._fast_path = possible
+        self._render_static()
 
     def _put_policy(self, identity: PolicyID, policy: ActivePolicy | None) -> bool:
         """Offer or withdraw the policy's chains; True if chains that jump to it may have to change."""
@@ -241,9 +254,32 @@ class Renderer:
             else:
                 self._natted_pools.discard(cidr)
         if had != bool(self._natted_pools):
-            self.tables["nat"].put(
-                nat_outgoing_chain(self._context.family, self._context.config, active=bool(self._natted_pools))
-            )
+            self._render_pools()
+
+    def _render_pools(self) -> None:
+        active = bool(self._natted_pools)
+        self.tables["nat"].put(nat_outgoing_chain(self._context.family, self._context.config, active=active))
+
+    def _render_services(self) -> None:
+        self._filter.put(static.cidr_block_chain(self._context.family, self._context.config, self._services))
+
+    def _render_static(self) -> None:
+        """Chains that depend on what there is at all; constant cost unless that changes."""
+        family, config, marks = self._context.family, self._context.config, self._context.marks
+        hosts = self._hosts.items()
+        present = static.Present(
+            hosts=bool(hosts),
+            untracked=any(endpoint.untracked for interface, endpoint in hosts if interface != ANY_INTERFACE),
+            pre_dnat=any(endpoint.pre_dnat for _, endpoint in hosts),
+            spoofing=bool(self._spoofing),
+            services=bool(static.cidr_block_chain(family, config, self._services).rules),
+            fast_path=self._fast_path,
+        )
+        if present != self._present:
+            self._present = present
+            for name, table in self.tables.items():
+                for chain in static.chains(name, family, config, marks, present):
+                    table.put(chain)
 
 
 def _policies_of(tiers: tuple[TierInfo, ...]) -> set[PolicyID]:

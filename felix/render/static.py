@@ -1,11 +1,15 @@
 """Chains that every node has whatever its endpoints are, and where they hook in (felix/rules/static.go). Pure.
 
+Every packet meets them, so that a rule stands here only while it can concern one (``Present``). Where host endpoints
+have policy the chain is Felix's, rule for rule, but for the fast path in cali-FORWARD.
+
 IPVS has no part here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from calipy.felix.config import FelixConfig
@@ -14,7 +18,6 @@ from calipy.felix.render import encap, syntax
 from calipy.felix.render.failsafe import failsafe_chains
 from calipy.felix.render.host import FROM_HOST, FROM_HOST_FORWARD, TO_HOST, TO_HOST_FORWARD
 from calipy.felix.render.marks import Marks
-from calipy.felix.render.nat import nat_outgoing_chain
 from calipy.felix.render.rule import Chain, Hook, Rule
 from calipy.net import Family, family_of
 
@@ -31,6 +34,26 @@ _DNAT: Final = "--ctstate DNAT"
 _POLICED: Final = "Host endpoint policy accepted packet."
 _ICMP6_ALWAYS: Final = (130, 131, 132, 133, 135, 136)
 """Multicast listener and neighbour discovery: IPv6 does not work without them, whatever policy says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """What there is on the node now: what there is not needs no rules.
+
+    Attributes:
+        hosts: a host endpoint.
+        untracked, pre_dnat: a host endpoint with policy of the kind.
+        spoofing: an endpoint that may use other source addresses than its own.
+        services: ranges that must not be forwarded.
+        fast_path: the kernel can match link groups, by which interfaces of endpoints are known (``felix.ownership``).
+    """
+
+    hosts: bool = False
+    untracked: bool = False
+    pre_dnat: bool = False
+    spoofing: bool = False
+    services: bool = False
+    fast_path: bool = False
 
 
 def unknown_interface(config: FelixConfig) -> tuple[Rule, ...]:
@@ -61,26 +84,48 @@ def hooks(table: TableName, config: FelixConfig, marks: Marks) -> tuple[Hook, ..
     return hook("INPUT"), hook("FORWARD", tail), hook("OUTPUT")
 
 
-def chains(table: TableName, family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
+def chains(table: TableName, family: Family, config: FelixConfig, marks: Marks, present: Present) -> tuple[Chain, ...]:
     """The fixed chains of a table; what they jump to beyond themselves comes from elsewhere."""
-    builder = {"filter": _filter, "nat": _nat, "mangle": _mangle, "raw": _raw}[table]
-    return builder(family, config, marks)
+    if table == "raw":
+        return _raw(family, config, marks, present)
+    if table == "mangle":
+        return _mangle(family, config, marks, present)
+    return _filter(family, config, marks, present) if table == "filter" else _nat(family, config)
 
 
-def _filter(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
+def _forward(family: Family, config: FelixConfig, marks: Marks, present: Present) -> Iterator[Rule]:
+    """``cali-FORWARD``.
+
+    The fast path says at once what the endpoint's chain would say first: a packet of a known connection passes. It is
+    for interfaces whose link group says that they have an endpoint, programmed and enabled. One that comes from a pod
+    is judged by that side alone, as in Felix; what goes to a pod is looked at when it is certain that it does not come
+    from an interface without endpoint.
+    """
+    workloads = [f"{prefix}+" for prefix in config.interface_prefixes]
+    fast = present.fast_path and config.filter_allow_action == "ACCEPT"
+    if fast:
+        yield Rule(syntax.joined(syntax.from_group(family), syntax.ESTABLISHED), syntax.ACCEPT)
+    # Accepted already: by untracked or pre-DNAT policy.
+    scratch = marks.all & ~marks.accept
+    yield Rule(syntax.mark_not_clear(scratch), syntax.clear_mark(scratch))
+    if present.hosts:
+        yield Rule(syntax.mark_clear(marks.accept), syntax.jump(FROM_HOST_FORWARD))
+    for workload in workloads:
+        yield Rule(syntax.from_interface(workload), syntax.jump(FROM_WORKLOAD_DISPATCH))
+    if fast:
+        yield Rule(syntax.joined(syntax.to_group(family), syntax.ESTABLISHED), syntax.ACCEPT)
+    for workload in workloads:
+        yield Rule(syntax.to_interface(workload), syntax.jump(TO_WORKLOAD_DISPATCH))
+    if present.hosts:
+        yield Rule("", syntax.jump(TO_HOST_FORWARD))
+    if present.services:
+        yield Rule("", syntax.jump(CIDR_BLOCK))
+
+
+def _filter(family: Family, config: FelixConfig, marks: Marks, present: Present) -> tuple[Chain, ...]:
     workloads = [f"{prefix}+" for prefix in config.interface_prefixes]
     allow = f"--jump {config.filter_allow_action}"
     accepted = Rule(syntax.mark_set(marks.accept), allow)
-    forward = [
-        # Accepted already: by untracked or pre-DNAT policy.
-        Rule("", syntax.clear_mark(marks.all & ~marks.accept)),
-        Rule(syntax.mark_clear(marks.accept), syntax.jump(FROM_HOST_FORWARD)),
-    ]
-    for workload in workloads:
-        forward.append(Rule(syntax.from_interface(workload), syntax.jump(FROM_WORKLOAD_DISPATCH)))
-        forward.append(Rule(syntax.to_interface(workload), syntax.jump(TO_WORKLOAD_DISPATCH)))
-    forward.append(Rule("", syntax.jump(TO_HOST_FORWARD)))
-    forward.append(Rule("", syntax.jump(CIDR_BLOCK)))
     to_host = [
         *(Rule(f"-p 58 -m icmp6 --icmpv6-type {kind}", allow) for kind in (_ICMP6_ALWAYS if family == 6 else ())),
         Rule("", syntax.jump(FROM_WORKLOAD_DISPATCH)),
@@ -99,14 +144,13 @@ def _filter(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, .
     ]
     return (
         Chain("cali-INPUT", (*inward, accepted, *_police(FROM_HOST, allow, marks))),
-        Chain("cali-FORWARD", tuple(forward)),
+        Chain("cali-FORWARD", tuple(_forward(family, config, marks, present))),
         Chain(
             "cali-OUTPUT",
             # After DNAT the packet may leave by another interface than it seems here: see mangle POSTROUTING.
             (accepted, *outward, *_police(TO_HOST, allow, marks, match=f"-m conntrack ! {_DNAT}")),
         ),
         Chain(WORKLOAD_TO_HOST, tuple(to_host)),
-        cidr_block_chain(family, config, ()),
         *failsafe_chains("filter", family, config),
     )
 
@@ -130,8 +174,7 @@ def _police(dispatch: str, allow: str, marks: Marks, *, match: str = "") -> tupl
     )
 
 
-def _nat(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
-    del marks
+def _nat(family: Family, config: FelixConfig) -> tuple[Chain, ...]:
     return (
         Chain("cali-PREROUTING", (Rule("", syntax.jump("cali-fip-dnat")),)),
         Chain("cali-OUTPUT", (Rule("", syntax.jump("cali-fip-dnat")),)),
@@ -145,56 +188,53 @@ def _nat(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]
         ),
         Chain("cali-fip-dnat", ()),
         Chain("cali-fip-snat", ()),
-        nat_outgoing_chain(family, config, active=False),
     )
 
 
-def _mangle(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
+def _mangle(family: Family, config: FelixConfig, marks: Marks, present: Present) -> tuple[Chain, ...]:
     allow = f"--jump {config.mangle_allow_action}"
     accepted = syntax.mark_set(marks.accept)
+    pre_dnat = (Rule("", syntax.jump(FROM_HOST)), Rule(accepted, allow, (_POLICED,)))
+    # Forwarded, says the mark; otherwise the node's own, and not policed yet if DNAT has redirected it.
+    redirected = (
+        Rule(accepted, syntax.RETURN),
+        *_police(TO_HOST, syntax.RETURN, marks, match=f"-m conntrack {_DNAT}"),
+    )
     return (
         Chain(
             "cali-PREROUTING",
-            (
-                Rule(syntax.ESTABLISHED, allow),
-                Rule(accepted, allow),
-                Rule("", syntax.jump(FROM_HOST)),
-                Rule(accepted, allow, (_POLICED,)),
-            ),
+            (Rule(syntax.ESTABLISHED, allow), Rule(accepted, allow), *(pre_dnat if present.pre_dnat else ())),
         ),
-        Chain(
-            "cali-POSTROUTING",
-            # Forwarded, says the mark; otherwise the node's own, and not policed yet if DNAT has redirected it.
-            (
-                Rule(accepted, syntax.RETURN),
-                *_police(TO_HOST, syntax.RETURN, marks, match=f"-m conntrack {_DNAT}"),
-            ),
-        ),
+        Chain("cali-POSTROUTING", redirected if present.hosts else ()),
         *failsafe_chains("mangle", family, config),
     )
 
 
-def _raw(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]:
+def _raw(family: Family, config: FelixConfig, marks: Marks, present: Present) -> tuple[Chain, ...]:
+    workloads = [syntax.from_interface(f"{prefix}+") for prefix in config.interface_prefixes]
     from_workload = syntax.mark_set(marks.scratch0)
     accepted = Rule(syntax.mark_set(marks.accept), syntax.ACCEPT)
+    inward: tuple[Rule, ...]
+    # Anti-spoofing: the answer to the source address must leave by the interface the packet came from. Always DROP: the
+    # raw table knows no REJECT.
+    if present.untracked or present.spoofing:
+        inward = (
+            Rule("", syntax.clear_mark(marks.all)),
+            *encap.untracked(family, config),
+            *(Rule(workload, syntax.set_mark(marks.scratch0)) for workload in workloads),
+            Rule(from_workload, syntax.jump(RPF_SKIP)),
+            Rule(syntax.joined(from_workload, syntax.RPF_FAILED), syntax.DROP),
+            Rule(syntax.mark_clear(marks.scratch0), syntax.jump(FROM_HOST)),
+            accepted,
+        )
+    else:
+        inward = (
+            Rule(syntax.mark_not_clear(marks.all), syntax.clear_mark(marks.all)),
+            *encap.untracked(family, config),
+            *(Rule(syntax.joined(workload, syntax.RPF_FAILED), syntax.DROP) for workload in workloads),
+        )
     return (
-        Chain(
-            "cali-PREROUTING",
-            (
-                Rule("", syntax.clear_mark(marks.all)),
-                *encap.untracked(family, config),
-                *(
-                    Rule(syntax.from_interface(f"{prefix}+"), syntax.set_mark(marks.scratch0))
-                    for prefix in config.interface_prefixes
-                ),
-                Rule(from_workload, syntax.jump(RPF_SKIP)),
-                # Anti-spoofing: the answer to the source address must leave by the interface the packet came from.
-                # Always DROP: the raw table knows no REJECT.
-                Rule(syntax.joined(from_workload, syntax.RPF_FAILED), syntax.DROP),
-                Rule(syntax.mark_clear(marks.scratch0), syntax.jump(FROM_HOST)),
-                accepted,
-            ),
-        ),
+        Chain("cali-PREROUTING", inward),
         Chain(
             "cali-OUTPUT",
             (
@@ -204,7 +244,6 @@ def _raw(family: Family, config: FelixConfig, marks: Marks) -> tuple[Chain, ...]
                 accepted,
             ),
         ),
-        rpf_skip_chain(()),
         *failsafe_chains("raw", family, config),
     )
 

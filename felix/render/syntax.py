@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from calipy.felix.ownership import LINK_GROUP, LINK_GROUP_MASK, link_group
+from calipy.net import Family
+
 ACCEPT: Final = "--jump ACCEPT"
 DROP: Final = "--jump DROP"
 RETURN: Final = "--jump RETURN"
@@ -63,6 +66,21 @@ def from_interface(pattern: str) -> str:
 def to_interface(pattern: str) -> str:
     """Goes out by this interface."""
     return f"--out-interface {pattern}"
+
+
+def from_group(family: Family) -> str:
+    """Comes in by an interface that has an endpoint with an address of the family."""
+    return f"-m devgroup --src-group {_group(family)}"
+
+
+def to_group(family: Family) -> str:
+    """Goes out by one."""
+    return f"-m devgroup --dst-group {_group(family)}"
+
+
+def _group(family: Family) -> str:
+    wanted = link_group((family,))
+    return f"{wanted:#x}/{LINK_GROUP_MASK | wanted & ~LINK_GROUP:#x}"
 
 
 def in_set(name: str, directions: str) -> str:

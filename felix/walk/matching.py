@@ -123,6 +123,17 @@ def conntrack(option: Option) -> Predicate:
     return lambda sight: not wanted.isdisjoint(sight.states)
 
 
+def link_group(option: Option) -> Predicate:
+    """``--src-group value/mask`` or ``--dst-group``: the packet says which groups its interfaces are in."""
+    value, mask = masked(option.arguments[0])
+
+    def predicate(sight: Sight) -> bool:
+        interface = sight.in_interface if option.name == "--src-group" else sight.out_interface
+        return interface is not None and sight.packet.groups.get(interface, 0) & mask == value
+
+    return predicate
+
+
 def in_set(option: Option, family: Family) -> Predicate:
     """``--match-set name src|dst|src,src|dst,dst``."""
     name, directions = option.arguments

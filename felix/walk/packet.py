@@ -56,6 +56,7 @@ class Packet:
         mark: with which it comes in.
         spoofed: the reverse path of its source does not lead to ``in_interface``.
         own: addresses of the node by interface.
+        groups: link groups of the node's interfaces; 0 for those that are not named.
         within_limits: what rate limits of rules say of it.
     """
 
@@ -73,6 +74,7 @@ class Packet:
     mark: int = 0
     spoofed: bool = False
     own: Mapping[str, Collection[IPAddress]] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict)
     within_limits: bool = True
 
 

@@ -39,6 +39,7 @@ _OPTIONS: Final = {
     "rpfilter": frozenset({"--invert", "--validmark"}),
     "addrtype": frozenset({"--src-type", "--dst-type", "--limit-iface-out"}),
     "limit": frozenset({"--limit", "--limit-burst"}),
+    "devgroup": frozenset({"--src-group", "--dst-group"}),
 }
 """Options of each module that rules of ours use."""
 _ARGUMENTS: Final = {"--match-set": 2, "--invert": 0, "--validmark": 0, "--limit-iface-out": 0}
@@ -134,6 +135,8 @@ def _single(module: str, option: Option, family: Family) -> Predicate:
         return matching.in_set(option, family)
     if module == "multiport":
         return matching.ports(option)
+    if module == "devgroup":
+        return matching.link_group(option)
     if module in _ICMP:
         if _ICMP[module][0] != family:
             raise WalkError(f"{module} in a rule for IPv{family}")

@@ -17,7 +17,8 @@ def rules(table: static.TableName, chain: str, family: Family, **config: object)
     """Hash and text of each rule of a chain."""
     settings = FelixConfig(**config)  # type: ignore[arg-type]
     marks = Marks.from_mask(settings.mark_mask)
-    found = next(c for c in static.chains(table, family, settings, marks) if c.name == chain)
+    chains = static.chains(table, family, settings, marks, static.Present(untracked=True))
+    found = next(c for c in chains if c.name == chain)
     return [(digest, rule.body) for digest, rule in zip(found.hashes, found.rules, strict=True)]
 
 

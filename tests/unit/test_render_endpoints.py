@@ -308,20 +308,51 @@ def test_one_more_pod_touches_its_own_chains_and_its_bin() -> None:
 
 
 def test_static_chains_of_each_table() -> None:
-    """Host and workload paths as Felix has them, per family."""
+    """Paths of pods' packets, per family; nothing for what there is not."""
     four, six = Renderer(4, CONFIG), Renderer(6, CONFIG)
     assert rendered(four, "cali-FORWARD") == [
-        "--jump MARK --set-mark 0/0x1a0000",
-        "-m mark --mark 0/0x10000 --jump cali-from-hep-forward",
+        "-m mark ! --mark 0/0x1a0000 --jump MARK --set-mark 0/0x1a0000",
         "--in-interface cali+ --jump cali-from-wl-dispatch",
         "--out-interface cali+ --jump cali-to-wl-dispatch",
-        "--jump cali-to-hep-forward",
-        "--jump cali-cidr-block",
     ]
+    assert rendered(four, "cali-PREROUTING", "raw") == [
+        "-m mark ! --mark 0/0x1b0000 --jump MARK --set-mark 0/0x1b0000",
+        "--in-interface cali+ -m rpfilter --invert --validmark --jump DROP",
+    ]
+    assert rendered(four, "cali-PREROUTING", "mangle") == [
+        "-m conntrack --ctstate RELATED,ESTABLISHED --jump ACCEPT",
+        "-m mark --mark 0x10000/0x10000 --jump ACCEPT",
+    ]
+    assert rendered(four, "cali-POSTROUTING", "mangle") == []
     assert rendered(four, "cali-wl-to-host")[-1].endswith("--jump DROP")
     assert len(rendered(six, "cali-wl-to-host")) == len(rendered(four, "cali-wl-to-host")) + 6
-    assert any("rpfilter --invert --validmark --jump DROP" in rule for rule in rendered(four, "cali-PREROUTING", "raw"))
     assert rendered(four, "cali-nat-outgoing", "nat") == []
+
+
+def test_known_connections_of_endpoints_pass_early() -> None:
+    """By link group, per family. What goes to a pod comes after what any pod's interface sends has been judged."""
+    early = "-m devgroup --{}-group {} -m conntrack --ctstate RELATED,ESTABLISHED --jump ACCEPT"
+    for family, group in ((4, "0xca10001/0xffff0001"), (6, "0xca10002/0xffff0002")):
+        renderer = Renderer(family, FelixConfig(interface_prefixes=("cali", "tap")))  # type: ignore[arg-type]
+        renderer.set_fast_path(possible=True)
+        assert rendered(renderer, "cali-FORWARD") == [
+            early.format("src", group),
+            "-m mark ! --mark 0/0x1a0000 --jump MARK --set-mark 0/0x1a0000",
+            "--in-interface cali+ --jump cali-from-wl-dispatch",
+            "--in-interface tap+ --jump cali-from-wl-dispatch",
+            early.format("dst", group),
+            "--out-interface cali+ --jump cali-to-wl-dispatch",
+            "--out-interface tap+ --jump cali-to-wl-dispatch",
+        ]
+        renderer.set_fast_path(possible=False)
+        assert "devgroup" not in str(rendered(renderer, "cali-FORWARD"))
+
+
+def test_where_accepting_means_to_return_there_is_no_early_end() -> None:
+    """With IptablesFilterAllowAction=Return later rules, others' among them, want to see the packet."""
+    renderer = Renderer(4, FelixConfig(filter_allow_action="RETURN"))
+    renderer.set_fast_path(possible=True)
+    assert "devgroup" not in str(rendered(renderer, "cali-FORWARD"))
 
 
 def test_chain_to_the_host_has_felixs_hashes() -> None:
@@ -335,18 +366,22 @@ def test_services_that_nobody_answers_for_do_not_loop() -> None:
     """Announced ranges are dropped when forwarded, per family, as configured; the hash is the real Felix's."""
     ranges = Changes(services=("203.0.113.0/24", "fd00:96::/112"))
     renderer = Renderer(4, CONFIG)
-    assert rendered(renderer, "cali-cidr-block") == []
+    jump = "--jump cali-cidr-block"
+    assert jump not in rendered(renderer, "cali-FORWARD")
     renderer.update(ranges)
+    assert rendered(renderer, "cali-FORWARD")[-1] == jump
     chain = renderer.tables["filter"].content("cali-cidr-block")
     assert chain is not None
     assert [rule.body for rule in chain.rules] == ["--destination 203.0.113.0/24 --jump DROP"]
     assert chain.hashes == ("xAQVk372-inrq4TP",)
     renderer.update(Changes(services=()))
-    assert rendered(renderer, "cali-cidr-block") == []
-    for setting, expected in (("Reject", ["--destination fd00:96::/112 --jump REJECT"]), ("Disabled", [])):
-        renderer = Renderer(6, FelixConfig.from_parameters({"ServiceLoopPrevention": setting}))
-        renderer.update(ranges)
-        assert rendered(renderer, "cali-cidr-block") == expected
+    assert jump not in rendered(renderer, "cali-FORWARD")
+    renderer = Renderer(6, FelixConfig.from_parameters({"ServiceLoopPrevention": "Reject"}))
+    renderer.update(ranges)
+    assert rendered(renderer, "cali-cidr-block") == ["--destination fd00:96::/112 --jump REJECT"]
+    renderer = Renderer(6, FelixConfig.from_parameters({"ServiceLoopPrevention": "Disabled"}))
+    renderer.update(ranges)
+    assert jump not in rendered(renderer, "cali-FORWARD")
 
 
 def test_spoofing_is_excepted_only_where_the_node_allows_it() -> None:
@@ -355,10 +390,18 @@ def test_spoofing_is_excepted_only_where_the_node_allows_it() -> None:
     strict, lax = Renderer(4, CONFIG), Renderer(4, FelixConfig(spoofing_allowed=True))
     for renderer in (strict, lax):
         renderer.update(changes(item))
-    assert rendered(strict, "cali-rpf-skip", "raw") == []
+    assert "rpf-skip" not in str(rendered(strict, "cali-PREROUTING", "raw"))
+    assert rendered(lax, "cali-PREROUTING", "raw") == [
+        "--jump MARK --set-mark 0/0x1b0000",
+        "--in-interface cali+ --jump MARK --set-mark 0x80000/0x80000",
+        "-m mark --mark 0x80000/0x80000 --jump cali-rpf-skip",
+        "-m mark --mark 0x80000/0x80000 -m rpfilter --invert --validmark --jump DROP",
+        "-m mark --mark 0/0x80000 --jump cali-from-host-endpoint",
+        "-m mark --mark 0x10000/0x10000 --jump ACCEPT",
+    ]
     assert rendered(lax, "cali-rpf-skip", "raw") == ["--in-interface cali0001 --source 192.0.2.0/24 --jump ACCEPT"]
     lax.update(Changes(endpoints={item.id: None}))
-    assert rendered(lax, "cali-rpf-skip", "raw") == []
+    assert "rpf-skip" not in str(rendered(lax, "cali-PREROUTING", "raw"))
 
 
 def test_nat_outgoing_exists_with_the_first_pool_that_wants_it() -> None:
