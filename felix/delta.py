@@ -109,6 +109,16 @@ class Table:
                 waiting += self._content(name).targets
         return found
 
+    def from_hooks(self) -> list[str]:
+        """Names of all chains that the kernel should hold, each behind one that leads to it. Linear in the table."""
+        found = dict.fromkeys(target for hook in self._hooks.values() for target in hook.targets)
+        waiting = list(found)
+        for name in waiting:
+            new = [target for target in self._content(name).targets if target not in found]
+            found.update(dict.fromkeys(new))
+            waiting += new
+        return waiting
+
     def content(self, name: str) -> Chain | None:
         """What the kernel should hold under the name; None: no such chain."""
         return self._content(name) if self._references[name] else None
@@ -121,10 +131,12 @@ class Table:
         chain = self._offered.get(name)
         if chain is not None and name not in self._refused:
             return chain
-        if self.name == _NOT_A_FILTER:
-            return Chain(name, ())
-        why = "Refused by the kernel" if name in self._refused else "Not known"
-        return Chain(name, (Rule("", syntax.DROP, (f"{why}: drop until it changes",)),))
+        return self.stand_in(name, "Refused by the kernel" if name in self._refused else "Not known")
+
+    def stand_in(self, name: str, why: str) -> Chain:
+        """What stands where a chain cannot be: it drops, in a table that filters."""
+        rules = (Rule("", syntax.DROP, (f"{why}: drop until it changes",)),)
+        return Chain(name, () if self.name == _NOT_A_FILTER else rules)
 
     def _exchange(self, name: str, chain: Chain | None, refusal: str | None) -> None:
         before = self._content(name).targets
@@ -242,25 +254,49 @@ def plan(table: Table, actual: Actual, *, only_missing: bool = False) -> Plan:
         wanted, found = table.content(name), actual.chains.get(name)
         if (wanted.hashes if wanted else None) == found or (only_missing and (found or wanted is None)):
             continue
-        result.lines.append(f":{name} - -")
-        result.owners.append(name)
-        result.chains[name] = wanted.hashes if wanted else None
-        result.differences.append(
-            Difference(table.name, name, _shown(wanted.hashes if wanted else None), _shown(found))
-        )
+        _declare(result, name, wanted, found)
         if wanted is None:
             result.deletions.append(f"-X {name}")
         else:
             rewritten.append(wanted)
-    for chain in rewritten:
-        for line in chain.lines():
-            result.lines.append(line)
-            result.owners.append(chain.name)
+    _fill(result, rewritten)
     for name in dict.fromkeys((*table.hooks, *actual.hooks)):
         if only_missing and any(rule.digest is not None for rule in actual.hooks.get(name, ())):
             continue
         _plan_hook(result, table.hooks.get(name) or Hook(name), actual.hooks.get(name, ()))
     return result
+
+
+def trial(table: Table, actual: Actual, names: Iterable[str]) -> Plan:
+    """A plan for some chains alone, to find out whether the kernel takes them; hooks and deletions wait.
+
+    Chains that they lead to and that do not exist yet are made, and drop. Linear in the rules of ``names``.
+    """
+    result = Plan(table.name)
+    chains = [chain for name in names if (chain := table.content(name)) and chain.hashes != actual.chains.get(name)]
+    there = actual.chains.keys() | {chain.name for chain in chains}
+    targets = dict.fromkeys(target for chain in chains for target in chain.targets if target not in there)
+    chains += (table.stand_in(target, "Not written yet") for target in targets)
+    for chain in chains:
+        _declare(result, chain.name, chain, actual.chains.get(chain.name))
+    _fill(result, chains)
+    return result
+
+
+def _declare(result: Plan, name: str, wanted: Chain | None, found: tuple[str | None, ...] | None) -> None:
+    """Make a chain, or empty it."""
+    hashes = wanted.hashes if wanted else None
+    result.lines.append(f":{name} - -")
+    result.owners.append(name)
+    result.chains[name] = hashes
+    result.differences.append(Difference(result.table, name, _shown(hashes), _shown(found)))
+
+
+def _fill(result: Plan, chains: Iterable[Chain]) -> None:
+    for chain in chains:
+        for line in chain.lines():
+            result.lines.append(line)
+            result.owners.append(chain.name)
 
 
 def _plan_hook(result: Plan, hook: Hook, found: tuple[KernelRule, ...]) -> None:

@@ -6,6 +6,7 @@
   and with the legacy backend, only reading everything would do: that is left to the caller (``unverified``), who has
   more urgent things to do first.
 * A rule that the kernel refuses would block its whole table: its chain is replaced by one that drops, and reported.
+  Where the kernel does not say which rule that is (the legacy backend), the chains are written in ever smaller parts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from calipy.errors import KernelError
 from calipy.felix.dataplane import programs
 from calipy.felix.dataplane.backend import BackendName, program
 from calipy.felix.dataplane.nftables import NftablesReader
-from calipy.felix.delta import Actual, Difference, KernelRule, Plan, Table, compare, parse_save, plan
+from calipy.felix.delta import Actual, Difference, KernelRule, Plan, Table, compare, parse_save, plan, trial
 from calipy.felix.render.static import TABLES, TableName
 from calipy.metrics import REGISTRY
 from calipy.net import Family
@@ -229,8 +230,11 @@ class IPTables:
                 continue
             _logger.warning("iptables-restore failed", family=family, attempt=attempt + 1, error=error)
             if culprit is not None and culprit == suspect:
-                table, chain = culprit
-                self._tables[family][_table_name(table)].refuse(chain, error)
+                name, chain = _table_name(culprit[0]), culprit[1]
+                if chain:
+                    tables[name].refuse(chain, error)
+                else:
+                    await self._isolate(family, name, report, only_missing=only_missing)
                 suspect = None
             else:
                 suspect = culprit
@@ -239,12 +243,43 @@ class IPTables:
             self._adopt_family(family, await self._save(family))
         raise KernelError(f"cannot write the IPv{family} iptables rules after {_ATTEMPTS} attempts: {error}")
 
+    async def _isolate(self, family: Family, name: TableName, report: WriteReport, *, only_missing: bool) -> None:
+        """Write a table's chains in parts until those that the kernel does not take are alone, and refuse these.
+
+        Chains that lead to others come first: whether the kernel takes a rule may depend on where it is reached from.
+        O(refused x log(chains)) transactions, none of which opens anything.
+        """
+        table, actual = self._tables[family][name], self._actual[family][name]
+        parts = [
+            [
+                chain
+                for chain in table.from_hooks()
+                if chain in table.dirty and not (only_missing and actual.chains.get(chain))
+            ]
+        ]
+        self.unverified = True
+        while parts:
+            part = parts.pop()
+            tried = trial(table, actual, part)
+            if not tried:
+                continue
+            error, culprit = await self._restore(family, [tried])
+            if not error:
+                report.changed += tried.differences
+            elif culprit is None:
+                return  # it is not about a rule
+            elif len(part) == 1:
+                table.refuse(part[0], error)
+            else:
+                half = len(part) // 2
+                parts += [part[half:], part[:half]]
+
     def _settled(self, family: Family) -> None:
         for table in self._tables[family].values():
             table.dirty.clear()
 
     async def _restore(self, family: Family, plans: list[Plan]) -> tuple[str, tuple[str, str] | None]:
-        """Error text ("" for success) and the (table, chain) that it is about, if it says."""
+        """Error text ("" for success) and the (table, chain) that it is about, if it says; the chain may be ""."""
         lines: list[str] = []
         starts: list[tuple[int, Plan]] = []
         for item in plans:
@@ -306,7 +341,7 @@ def _carry_over(known: Actual, read: Actual, name: str) -> None:
 
 
 def _culprit(error: str, starts: list[tuple[int, Plan]]) -> tuple[str, str] | None:
-    """The chain of ours that a message of iptables-restore is about."""
+    """Table and chain of ours that a message of iptables-restore is about; "" for a chain that it does not name."""
     found = _ERROR_LINE.search(error)
     if not found:
         return None
@@ -316,7 +351,7 @@ def _culprit(error: str, starts: list[tuple[int, Plan]]) -> tuple[str, str] | No
             name = item.owner_of_line(number - start)
             if not name and (named := _ERROR_CHAIN.search(error)):
                 name = named[1]
-            return (item.table, name) if name in item.chains else None
+            return item.table, name if name in item.chains else ""
     return None
 
 

@@ -186,6 +186,46 @@ def test_a_rule_that_cannot_be_is_isolated(netns: Namespace, backend: Backend) -
     inside(netns, scenario)
 
 
+@BACKENDS
+@pytest.mark.parametrize("reached_before", [False, True])
+def test_a_rule_that_only_the_kernel_refuses_is_isolated(
+    netns: Namespace, backend: Backend, *, reached_before: bool
+) -> None:
+    """The legacy tools do not say which rule it is: it is found, and everything else is written, at the first write
+    as well as later.
+    """
+
+    async def scenario() -> None:
+        renderers = made()
+        iptables = edge(backend, renderers)
+        if reached_before:
+            add_endpoints(renderers, *range(1, 6))
+            assert not (await iptables.write()).refused
+        add_endpoints(renderers, *range(1, 9))
+        table = renderers[4].tables["filter"]
+        # A reverse path is known in PREROUTING only, which the programs do not mind; nor a REJECT outside of filter.
+        bad = Chain("cali-po-bad", (Rule("-m rpfilter --invert", "--jump DROP"),))
+        for chain in ("cali-fw-cali0002", "cali-fw-cali0007"):
+            table.put(Chain(chain, (Rule("", "--jump cali-po-bad"), Rule("", "--jump cali-po-good"))))
+        table.put(bad)
+        table.put(Chain("cali-po-good", (Rule("-p tcp", "--jump RETURN"),)))
+        renderers[4].tables["mangle"].put(Chain("cali-PREROUTING", (Rule("", "--jump REJECT"),)))
+        report = await iptables.write()
+        assert set(report.refused) == {"ipv4 filter cali-po-bad", "ipv4 mangle cali-PREROUTING"}
+        assert await iptables.read() == []
+        assert not (await iptables.write()).changed
+        saved = run(f"iptables-{backend}-save")
+        assert saved.count("Refused by the kernel") == 2
+        assert "Not written yet" not in saved
+        assert all(f":cali-tw-cali{number:04x}" in saved for number in range(1, 9))
+        assert any("cali-po-good" in line and "-p tcp" in line for line in saved.splitlines())
+        table.put(Chain("cali-po-bad", (Rule("", "--jump RETURN"),)))
+        assert set((await iptables.write()).refused) == {"ipv4 mangle cali-PREROUTING"}
+        iptables.close()
+
+    inside(netns, scenario)
+
+
 def test_a_chain_deleted_by_others_meanwhile_is_made_again(netns: Namespace) -> None:
     """A restore that fails because the kernel is not what we remember is tried again after reading."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from calipy.felix.delta import Actual, KernelRule, Table, compare, parse_save, plan
+from calipy.felix.delta import Actual, KernelRule, Table, compare, parse_save, plan, trial
 from calipy.felix.render.rule import Chain, Hook, Rule
 
 JUMP = Hook("FORWARD", (Rule("", "--jump cali-FORWARD"),), (Rule("", "--jump ACCEPT", ("tail",)),))
@@ -189,6 +189,27 @@ COMMIT
 :PREROUTING ACCEPT [0:0]
 COMMIT
 """
+
+
+def test_a_trial_writes_some_chains_and_opens_nothing() -> None:
+    """What they lead to drops until it is written; what is there stays; hooks and deletions wait."""
+    desired = table(
+        chain("cali-FORWARD", "--jump cali-a", "--jump cali-b", "--jump cali-c"),
+        chain("cali-a", "--jump cali-d"),
+        chain("cali-b"),
+        chain("cali-c"),
+        chain("cali-d"),
+    )
+    assert desired.from_hooks() == ["cali-FORWARD", "cali-a", "cali-b", "cali-c", "cali-d"]
+    actual = Actual(chains={"cali-b": ("x",), "cali-old": ()})
+    made = trial(desired, actual, ["cali-FORWARD", "cali-a"])
+    assert made.lines[:4] == [":cali-FORWARD - -", ":cali-a - -", ":cali-c - -", ":cali-d - -"]
+    assert [line.split()[1] for line in made.lines if line.endswith("--jump DROP")] == ["cali-c", "cali-d"]
+    assert not made.deletions
+    assert not made.hooks
+    made.record(actual)
+    assert compare(desired, actual) == {"cali-b", "cali-c", "cali-d", "cali-old"}
+    assert not trial(desired, actual, ["cali-FORWARD"])
 
 
 def test_save_output_is_read_for_hashes_and_hooks_only() -> None:
