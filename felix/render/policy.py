@@ -55,6 +55,9 @@ def profile_chains(context: PolicyContext, profile: ActiveProfile) -> tuple[Chai
             Origin("profile", profile.name, direction),
             _log_prefix(context.config, "", None, profile.name),
         )
+        if any(rule.action == "pass" for rule in rules):
+            # The bit may be left from the last tier or another profile, and would end this one at once (as in Felix).
+            compiled.insert(0, Rule("", syntax.clear_mark(context.marks.pass_), (), Origin("profile", profile.name)))
         title = f"Profile {profile.name} {direction}"
         return Chain(
             profile_chain(profile.name, direction), _finished(compiled, title, Origin("profile", profile.name))
@@ -184,7 +187,7 @@ def _nets_of_family(match: Match, family: Family) -> Match | None:
 
 
 def _protocol(rule: messages.Rule, family: Family) -> str | None:
-    """``-p …``, "" for any, None when the rule asks for the other family's ICMP, or for the protocol that it excludes."""
+    """``-p …``, "" for any, None when it asks for the other family's ICMP, or for the protocol that it excludes."""
     own, other = _ICMP_NAMES[family], _ICMP_NAMES[10 - family]
     protocol = rule.protocol
     if rule.icmp or rule.not_icmp:

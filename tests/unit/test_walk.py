@@ -8,8 +8,18 @@ from typing import Any
 
 import pytest
 
+from calipy.felix import messages
 from calipy.felix.config import FelixConfig
 from calipy.felix.delta import Table
+from calipy.felix.messages import (
+    ActivePolicy,
+    ActiveProfile,
+    Changes,
+    EndpointID,
+    PolicyID,
+    TierInfo,
+    WorkloadEndpoint,
+)
 from calipy.felix.render.renderer import Renderer
 from calipy.felix.render.rule import Chain, Hook, Origin, Rule
 from calipy.felix.sets import KernelSet
@@ -291,6 +301,26 @@ def test_destination_nat_changes_what_later_hooks_see() -> None:
     sent = replace(packet, in_interface="")
     assert not through(sent, "--destination 10.65.2.1/32 --out-interface eth9", "filter", "OUTPUT").accepted
     assert not through(sent, "--out-interface eth0", "mangle", "POSTROUTING").accepted
+
+
+def test_a_pass_in_an_earlier_tier_does_not_end_a_profile() -> None:
+    """Rules of a profile behind one that passes are asked, though the last tier has left its mark."""
+    everything = PolicyID("GlobalNetworkPolicy", "", "p")
+    tier = TierInfo("first", "Deny", (everything,), ())
+    endpoint = WorkloadEndpoint(EndpointID("k8s", "ns/p", "eth0"), "cali2", "", ("10.65.2.1/32",), (tier,), ("open",))
+    renderer = Renderer(4, FelixConfig())
+    renderer.update(
+        Changes(
+            policies={everything: ActivePolicy(everything, "first", (messages.Rule("pass"),), ())},
+            profiles={
+                "open": ActiveProfile("open", (messages.Rule("pass", protocol="udp"), messages.Rule("allow")), ()),
+            },
+            endpoints={endpoint.id: endpoint},
+        )
+    )
+    packet = replace(TCP, in_interface="eth0", out_interface="cali2")
+    assert walk(renderer.tables, SETS, packet).accepted
+    assert not walk(renderer.tables, SETS, replace(packet, protocol="udp")).accepted
 
 
 def test_pods_answer_their_node_where_accepting_means_return() -> None:
