@@ -1,9 +1,9 @@
 """The dataplane as one thing: takes what the graph says, brings the kernel there in an order that never opens a gap.
 
-Order of one cycle: ip sets are created, grown and shrunk; then the rules of all tables; then sysctls and routes; then
-sets are destroyed that no rule uses any more. On a kernel without rules the default drop for workload interfaces goes
-in before anything else, even before the datastore has been read; apart from that nothing is written until the first
-complete snapshot is known. Nothing is taken away when the process ends.
+Order of one cycle: ip sets are created, grown and shrunk; then the rules of all tables; then tunnel devices; then
+sysctls and routes; then sets are destroyed that no rule uses any more. On a kernel without rules the default drop for
+workload interfaces goes in before anything else, even before the datastore has been read; apart from that nothing is
+written until the first complete snapshot is known. Nothing is taken away when the process ends.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from calipy.felix.dataplane.endpoints import Endpoints
 from calipy.felix.dataplane.hosts import HostEndpoints
 from calipy.felix.dataplane.ipsets import IPSets
 from calipy.felix.dataplane.iptables import IPTables
+from calipy.felix.dataplane.tunnels import Tunnels
 from calipy.felix.delta import Difference, Table
 from calipy.felix.messages import ActivePolicy, ActiveProfile, Changes, EndpointID, PolicyID, Pool, WorkloadEndpoint
 from calipy.felix.ownership import is_workload_interface
@@ -85,14 +86,18 @@ class ApplyReport:
 class Dataplane:
     """The network namespace of this process. One ``apply`` at a time; ``update`` may be called at any time."""
 
-    def __init__(self, config: FelixConfig, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, config: FelixConfig, *, mtu_file: Path | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Nothing is read or written before ``start``.
 
         Args:
             config: parameters known so far; later ones come with the changes.
+            mtu_file: what to write the pods' MTU into, None for nowhere.
             clock: seconds, for periods and pauses.
         """
         self.config = config
+        self._mtu_file = mtu_file
         self.backend: BackendName = "nft"
         self.recent_drift: deque[Difference] = deque(maxlen=_DRIFT_KEPT)
         self._clock = clock
@@ -124,6 +129,7 @@ class Dataplane:
         self._set_table = SetTable(self.config.max_ipset_size, self.config.external_nodes)
         self._ipsets = IPSets(self._set_table)
         self._edges = Endpoints(self.config)
+        self._tunnels = Tunnels(self.config, self._mtu_file)
         self._hosts = HostEndpoints(self.config)
         await self._build()
 
@@ -135,6 +141,7 @@ class Dataplane:
             self._upkeep.close()
         self._ipsets.close()
         self._edges.close()
+        self._tunnels.close()
         self._hosts.close()
 
     def update(self, changes: Changes) -> None:
@@ -149,6 +156,7 @@ class Dataplane:
         if isinstance(event, RouteEvent):
             return self._edges.on_route(event, now)
         of_host = self._hosts.on_event(event, now)
+        of_host = self._tunnels.on_event(event, now) or of_host
         return (isinstance(event, LinkEvent) and self._edges.on_link(event, now)) or of_host
 
     def resync(self) -> None:
@@ -169,7 +177,8 @@ class Dataplane:
             return None
         periodic = self._upkeep.deadline if self._upkeep else None
         if self._backoff.deadline is None:
-            return earliest(self._edges.next_deadline(), self._hosts.next_deadline(), periodic)
+            parts = (self._edges, self._hosts, self._tunnels)
+            return earliest(*(part.next_deadline() for part in parts), periodic)
         # What fails early in a cycle leaves the periods that come later overdue: no reason to go round in circles.
         return earliest(self._backoff.deadline, max(periodic or 0.0, self._ended + _PAUSE_IN_TROUBLE))
 
@@ -255,7 +264,7 @@ class Dataplane:
     @property
     def warnings(self) -> list[str]:
         """What is not wrong in itself but will surprise."""
-        return [*self._edges.warnings, *self._hosts.warnings]
+        return [*self._edges.warnings, *self._hosts.warnings, *self._tunnels.warnings]
 
     @property
     def _families(self) -> tuple[Family, ...]:
@@ -313,6 +322,7 @@ class Dataplane:
             self._edges.set_endpoint(interface, self._endpoints[min(claims)] if claims else None)
         self._hosts.update(changes.host_endpoints)
         self._edges.update(changes.routes, changes.vteps)
+        self._tunnels.update(changes.hosts, changes.vteps)
 
     def _without_unusable(self, changes: Changes) -> Changes:
         """Treat endpoints whose interface cannot be a pod's as absent: nothing may be done to the node's own ones."""
@@ -350,6 +360,7 @@ class Dataplane:
             self._set_table = self._set_table.resized(config.max_ipset_size, config.external_nodes)
             self._ipsets.set_table(self._set_table)
         self._edges.reconfigure(config, now)
+        self._tunnels.reconfigure(config)
         self._hosts.reconfigure(config)
         try:
             await self._build()
@@ -416,6 +427,9 @@ class Dataplane:
         self._refused = written.refused
         report.changed = len(written.changed)
         report.errors += [f"{place}: {why}" for place, why in written.refused.items()]
+        report.drift += self._tunnels.write(now)
+        self._edges.set_nics(self._tunnels.nics, devices_changed=self._tunnels.devices_changed)
+        report.errors += self._tunnels.problems
         report.drift += await self._edges.write(now)
         report.errors += self._edges.cluster_problems.values()
         self._unapplied = {identity for changes in self._pending for identity in changes.endpoints}

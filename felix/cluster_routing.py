@@ -7,7 +7,7 @@
 | CrossSubnet, none: node on this node's subnet | the node, onlink, by the interface with this node's address |
 | any, own block | blackhole: what no pod has must not follow the default route and come back |
 
-Protocol 80, metric 0, as Felix (``felix/dataplane/linux/{route,vxlan,ipip,noencap}_mgr.go``).
+Protocol 80, metric 0, which IPv6 knows as 1024, as Felix (``felix/dataplane/linux/{route,vxlan,ipip,noencap}_mgr.go``).
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ from __future__ import annotations
 import ipaddress
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Final, Literal
 
 from calipy.felix.messages import VTEP, VTEPID, ClusterRoute
 from calipy.felix.ownership import IPIP_DEVICE, TUNNEL_DEVICES, VXLAN_DEVICES
 from calipy.net import PROTO_FELIX, Family, NextHop, Prefix, Route
+
+_METRIC: Final[Mapping[Family, int]] = {4: 0, 6: 1024}
 
 
 class ClusterRouting:
@@ -70,12 +73,15 @@ class ClusterRouting:
             return None
         if route.local:
             single = dst.prefixlen == dst.max_prefixlen  # the pod's own route, or the CNI plugin's
-            return None if single else Route(dst, "blackhole", protocol=PROTO_FELIX, origin="local block")
+            return (
+                None if single else Route(dst, "blackhole", (), PROTO_FELIX, _METRIC[dst.version], origin="own block")
+            )
         hop = self._hop(dst, route)
         if hop is None:
             return None
         origin = f"{route.encapsulation} pool, node {route.node}"
-        return Route(dst, next_hops=(hop,), scope="global" if hop.gateway else "link", origin=origin)
+        scope: Literal["global", "link"] = "global" if hop.gateway else "link"
+        return Route(dst, "unicast", (hop,), PROTO_FELIX, _METRIC[dst.version], scope, origin=origin)
 
     def _hop(self, dst: Prefix, route: ClusterRoute) -> NextHop | None:
         node = ipaddress.ip_address(route.address) if route.address else None

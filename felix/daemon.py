@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 from calipy import log
@@ -90,6 +91,7 @@ class Felix:
         hostname: str,
         *,
         source: ChangeSource | None = None,
+        mtu_file: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Touches nothing yet.
@@ -98,11 +100,12 @@ class Felix:
             config: local parameters (environment, file) by Felix's name in any case, without ``FELIX_``.
             hostname: this node's name in the datastore.
             source: instead of the calculation graph.
+            mtu_file: what to write the pods' MTU into, for the CNI plugin; None for nowhere.
             clock: seconds.
         """
         environment = {f"FELIX_{name.upper()}": value for name, value in config.items()}
         self._graph: ChangeSource = source or Graph(hostname, environment)
-        self._dataplane = Dataplane(FelixConfig.from_parameters(config), clock=clock)
+        self._dataplane = Dataplane(FelixConfig.from_parameters(config), mtu_file=mtu_file, clock=clock)
         self._clock = clock
         self._wake = asyncio.Event()
         self._dataplane.wake = self._wake.set

@@ -28,14 +28,14 @@ from calipy.datastore import keys
 from calipy.datastore.client import Client
 from calipy.datastore.connect import EtcdConfig, connect
 from calipy.datastore.syncer import InSync, Status, Syncer, SyncEvent, Update
-from calipy.errors import CalipyError, DatastoreError
+from calipy.errors import CalipyError, DatastoreError, NotFoundError
 from calipy.felix.daemon import Felix, FelixStatus
 from calipy.httpd import HttpServer
 from calipy.ipam.allocator import Allocator
 from calipy.ipam.collector import LeakTracker, collect
 from calipy.node import host, startup, tunnels
 from calipy.node.health import Health, pages
-from calipy.node.settings import NodeSettings, etcd_config
+from calipy.node.settings import LIB_DIR, NodeSettings, etcd_config
 
 logger = log.get("agent")
 
@@ -59,7 +59,7 @@ class Agent:
         self.since = clock.wall()
         self.store = connect(etcd)
         self.client = Client(self.store)
-        self.felix = Felix(settings.felix, settings.name)
+        self.felix = Felix(settings.felix, settings.name, mtu_file=LIB_DIR / "mtu")
         self.allocator = Allocator(self.store, settings.name)
         self.syncer = Syncer(self.store, prefixes(settings.name))
         pods = PodNetwork(self.client, self.allocator, self.felix, settings.name)
@@ -67,6 +67,8 @@ class Agent:
         self.health = Health()
         self._datastore_problem = "not connected yet"
         self._stop = asyncio.Event()
+        self._pools_changed = asyncio.Event()
+        self._tunnels = asyncio.Lock()
 
     async def run(self) -> int:
         """Run until SIGTERM or SIGINT: 0; 1 if one of the parts failed, so that the supervisor starts us again."""
@@ -88,6 +90,7 @@ class Agent:
         api = Server(api_client.agent_socket(), {"status": self.status, **self.workloads.handlers()})
         parts = (
             self._announce_node(),
+            self._keep_tunnel_addresses(),
             self._follow_datastore(),
             self._collect_leaks(),
             self.felix.run(),
@@ -113,8 +116,7 @@ class Agent:
         while True:
             try:
                 await startup.start(self.client, self.settings, host.read())
-                if self.settings.networking:
-                    await tunnels.ensure(self.client, self.allocator, self.settings.name)
+                await self._ensure_tunnel_addresses()
                 if not recovered:
                     await self.workloads.recover()
                     recovered = True
@@ -127,6 +129,25 @@ class Agent:
                 said = str(error)
                 if not isinstance(error, DatastoreError):
                     self.health.report("startup", ready=False, detail=said)
+                await asyncio.sleep(STARTUP_RETRY_SECONDS)
+
+    async def _ensure_tunnel_addresses(self) -> None:
+        async with self._tunnels:
+            if self.settings.networking:
+                await tunnels.ensure(self.client, self.allocator, self.settings.name)
+
+    async def _keep_tunnel_addresses(self) -> None:
+        """Assign and give back the node's tunnel addresses as pools, or the node, change."""
+        while True:
+            await self._pools_changed.wait()
+            self._pools_changed.clear()
+            try:
+                await self._ensure_tunnel_addresses()
+            except NotFoundError as error:
+                logger.debug("no tunnel addresses yet", reason=str(error))
+            except CalipyError as error:
+                logger.warning("cannot settle the node's tunnel addresses", reason=str(error))
+                self._pools_changed.set()
                 await asyncio.sleep(STARTUP_RETRY_SECONDS)
 
     async def _follow_datastore(self) -> None:
@@ -152,6 +173,8 @@ class Agent:
             match event:
                 case Update():
                     self.allocator.observe(event)
+                    if _concerns_tunnels(event.key, self.settings.name):
+                        self._pools_changed.set()
                 case InSync():
                     self.allocator.in_sync()
                     self._datastore_problem = ""
@@ -189,6 +212,11 @@ class Agent:
         }
 
 
+def _concerns_tunnels(key: keys.Key, node: str) -> bool:
+    """Whether the node's tunnel addresses may depend on an object."""
+    return isinstance(key, keys.ResourceKey) and (key.kind == "IPPool" or (key.kind == "Node" and key.name == node))
+
+
 def felix_document(status: FelixStatus) -> dict[str, Any]:
     """Felix's status as the API tells it."""
     return {
@@ -206,6 +234,7 @@ def felix_document(status: FelixStatus) -> dict[str, Any]:
             name: {"state": endpoint.state, "cause": endpoint.cause} for name, endpoint in status.host_endpoints.items()
         },
         "drift": [str(difference) for difference in status.drift],
+        "warnings": list(status.warnings),
     }
 
 

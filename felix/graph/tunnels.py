@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from typing import Final
 
 from calipy.datastore.resources import NodeSpec
@@ -16,6 +17,7 @@ from calipy.felix.graph.routes import encapsulation
 from calipy.felix.messages import VTEP, VTEPID, Changes, Encapsulation, Pool
 from calipy.net import Family
 
+_MAC: Final = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
 _FAMILIES: Final[tuple[Family, Family]] = (4, 6)
 
 
@@ -89,7 +91,7 @@ class Tunnels:
             address = str(ipaddress.ip_address(address))
         except ValueError:
             return None
-        if parent is None:
+        if parent is None or (mac and not _MAC.fullmatch(mac)):
             return None
         return VTEP(mac.lower() or vtep_mac(name, family), address, str(parent.ip), name == self._hostname)
 

@@ -48,11 +48,13 @@ def until(condition: Callable[[], Any], *, timeout: float = 30.0) -> Any:
 class Pod:
     """A namespace with ``eth0`` set up as Calico's CNI plugin does, its host end in the node."""
 
-    def __init__(self, node: Namespace, namespace: Namespace, number: int, interface: str) -> None:
+    def __init__(
+        self, node: Namespace, namespace: Namespace, number: int, interface: str, address: str = "", address6: str = ""
+    ) -> None:
         self.ns = namespace
         self.interface = interface
-        self.address = f"10.65.0.{number}"
-        self.address6 = f"fd65::{number:x}"
+        self.address = address or f"10.65.0.{number}"
+        self.address6 = address6 or f"fd65::{number:x}"
         self.mac = f"02:00:00:00:00:{number:02x}"
         self.id = EndpointID("k8s", f"ns1/pod{number}", "eth0")
         connect(node, namespace, names=(interface, "eth0"))
@@ -111,11 +113,19 @@ class FelixProcess:
         pid: its number.
     """
 
-    def __init__(self, server: FelixServer, config: dict[str, str], *, graph: bool = False) -> None:
+    def __init__(
+        self,
+        server: FelixServer,
+        config: dict[str, str],
+        *,
+        graph: bool = False,
+        hostname: str = "node1",
+        mtu_file: Path | None = None,
+    ) -> None:
         self._socket = server.fork()
         self._line = self._socket.makefile("rwb")
         self.pid: int = self._answer()
-        self._request((config, graph))
+        self._request((config, graph, hostname, mtu_file))
 
     def ask(self, command: str, argument: Any = None) -> Any:
         """One request, one answer."""
@@ -135,9 +145,9 @@ class FelixProcess:
         """Changes, as one flush of the graph."""
         self.ask("changes", Changes(**{"in_sync": True, **changes}))
 
-    def events(self, *objects: Object) -> None:
-        """Objects of the datastore, and that this is all for now."""
-        self.ask("events", objects)
+    def events(self, *objects: Object, revision: int = 1) -> None:
+        """Objects of the datastore at a revision, and that this is all for now."""
+        self.ask("events", (revision, objects))
 
     def status(self) -> FelixStatus:
         """Felix's own view."""

@@ -48,8 +48,8 @@ async def main() -> None:
     reader = asyncio.StreamReader(limit=1 << 24)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     script = Script()
-    config, graph = pickle.loads(base64.b64decode(await reader.readline()))
-    felix = Felix(config, "node1", source=None if graph else script)
+    config, graph, hostname, mtu_file = pickle.loads(base64.b64decode(await reader.readline()))
+    felix = Felix(config, hostname, source=None if graph else script, mtu_file=mtu_file)
     running = asyncio.create_task(felix.run())
     while line := await reader.readline():
         command, argument = pickle.loads(base64.b64decode(line))
@@ -60,7 +60,8 @@ async def main() -> None:
             script.waiting.append(argument)
             felix.on_events([InSync(1)] if argument.in_sync else [])
         elif command == "events":
-            felix.on_events([*(Update(key, value, 1) for key, value in argument), InSync(1)])
+            revision, objects = argument
+            felix.on_events([*(Update(key, value, revision) for key, value in objects), InSync(revision)])
         elif command == "status":
             answer = felix.status()
         elif command == "wait":

@@ -30,7 +30,7 @@ def test_into_the_vxlan_device_by_the_nodes_tunnel_address() -> None:
     assert routing.set_vtep(("n2", 4), N2) == {BLOCK}
     assert routing.desired(BLOCK) == Route(BLOCK, next_hops=via("10.65.2.0", "vxlan.calico"), protocol=PROTO_FELIX)
     routing.set_vtep(("n2", 6), VTEP("66:00:00:00:00:06", "fd65::1", "fd20::12"))
-    assert routing.desired(BLOCK6) == Route(BLOCK6, next_hops=via("fd65::1", "vxlan-v6.calico"))
+    assert routing.desired(BLOCK6) == Route(BLOCK6, next_hops=via("fd65::1", "vxlan-v6.calico"), metric=1024)
     assert routing.set_vtep(("n2", 4), None) == {BLOCK}
     assert routing.desired(BLOCK) is None
 

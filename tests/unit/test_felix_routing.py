@@ -141,6 +141,18 @@ def test_a_cluster_route_is_replaced_in_place() -> None:
     assert [found.next_hops[0].interface for found in plan.replace] == ["tunl0"]
 
 
+def test_an_ipv6_route_is_replaced_in_place_too() -> None:
+    """The kernel shows metric 0 as 1024: the one that replaces must not be taken for another, and deleted."""
+    desired, block = routing(), ipaddress.ip_network("fd65::/122")
+    near = ClusterRoute("none", "n2", "fd20::12", same_subnet=True)
+    desired.set_nics({6: "eth1"})
+    desired.set_link("eth1", 9, 0)
+    desired.set_cluster_route(block, near)
+    old = Route(block, next_hops=(NextHop(ipaddress.ip_address("fd20::12"), "eth0", onlink=True),), metric=1024)
+    plan = desired.plan({block: (old,)}, matches)
+    assert (plan.delete_first, plan.delete_last, len(plan.replace)) == ([], [], 1)
+
+
 def test_connections_are_forgotten_only_where_a_pod_was() -> None:
     """An address that moves between other nodes keeps its connections; one that leaves a pod here does not."""
     desired = routing()

@@ -29,7 +29,6 @@ def rules(table: static.TableName, chain: str, family: Family, **config: object)
         ("filter", "cali-INPUT", 6, ["vgGyzXB2kTcAwG5B", "en2phk399PMqYtBm"]),
         ("filter", "cali-OUTPUT", 4, ["-QZG79DohFjalQBb"]),
         ("filter", "cali-OUTPUT", 6, ["nzh-Ph81zDLFSaTN"]),
-        ("raw", "cali-PREROUTING", 4, ["sIsu2aAqNN6K3YYn"]),
         ("raw", "cali-OUTPUT", 6, ["ry5_UEpt1OaPPCxO"]),
         ("nat", "cali-POSTROUTING", 4, ["k5tPXc7Lt1qvBU9K", "ZUy_r64wRDl4JBc4"]),
         ("nat", "cali-POSTROUTING", 6, ["xB4H3XdwdliqLcnw", "uLBDf5GPOz4cNd21"]),
