@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calipy.datastore.codec import read_document
@@ -26,12 +27,16 @@ def pod(
     node: str = "n1",
     namespace: str = "shop",
     profiles: tuple[str, ...] | None = None,
-    ports: dict[str, int] | None = None,
+    ports: Mapping[str, int] | Sequence[tuple[str, str, int]] = (),
     interface: str | None = None,
     account: str = "",
     **labels: str,
 ) -> Object:
-    """A Kubernetes pod's workload endpoint, with the labels and profiles that Calico's CNI gives it."""
+    """A Kubernetes pod's workload endpoint, with the labels and profiles that Calico's CNI gives it.
+
+    Its named ports are TCP ports by name, or names, protocols and ports.
+    """
+    named = [(name, "TCP", port) for name, port in ports.items()] if isinstance(ports, Mapping) else ports
     escaped = name.replace("-", "--")
     spec = {
         "orchestrator": "k8s",
@@ -43,7 +48,8 @@ def pod(
         "profiles": [f"kns.{namespace}"] if profiles is None else list(profiles),
         "serviceAccountName": account,
         "ports": [
-            {"name": n, "protocol": "TCP", "port": p, "hostPort": 0, "hostIP": ""} for n, p in (ports or {}).items()
+            {"name": name, "protocol": protocol, "port": port, "hostPort": 0, "hostIP": ""}
+            for name, protocol, port in named
         ],
     }
     labels = {"projectcalico.org/namespace": namespace, "projectcalico.org/orchestrator": "k8s", **labels}
@@ -82,6 +88,17 @@ def network_policy(name: str, *, namespace: str = "shop", **spec: Any) -> Object
 def global_policy(name: str, **spec: Any) -> Object:
     """A GlobalNetworkPolicy; ``spec`` by JSON names."""
     return make("GlobalNetworkPolicy", name, spec)
+
+
+def network_set(name: str, *nets: str, namespace: str = "", **labels: str) -> Object:
+    """A GlobalNetworkSet, or with ``namespace`` a NetworkSet."""
+    kind = "NetworkSet" if namespace else "GlobalNetworkSet"
+    return make(kind, name, {"nets": list(nets)}, namespace=namespace, labels=labels)
+
+
+def rule(action: str, **fields: Any) -> dict[str, Any]:
+    """A policy rule; ``fields`` by JSON names."""
+    return {"action": action, **fields}
 
 
 def gone(found: Object) -> Object:
