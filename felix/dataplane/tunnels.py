@@ -36,6 +36,7 @@ _CHECK: Final = 10.0
 _SOON: Final = 1.0
 _MTU_POLL: Final = 30.0
 _FAMILIES: Final[tuple[Family, Family]] = (4, 6)
+_IPV6_LEAST_MTU: Final = 1280
 _NUD_PERMANENT: Final = 0x80
 _SCOPE_LINK: Final = 253
 _NO_DRIVER: Final = frozenset({errno.EOPNOTSUPP, errno.ENODEV})
@@ -196,9 +197,13 @@ class Tunnels:
         if nic is None:
             self.warnings.append(f"no {name}: no interface has the node's address {own.parent}")
             return []
+        mtu = sizes.vxlan if family == 4 else sizes.vxlan6
+        if family == 6 and mtu < _IPV6_LEAST_MTU:
+            self.warnings.append(f"no {name}: its MTU would be {mtu}, and IPv6 needs {_IPV6_LEAST_MTU}")
+            return []
         parent = ipaddress.ip_address(own.parent)
         wanted = VXLAN(self._config.vxlan_vni, self._config.vxlan_port, links[nic].index, parent, own.mac)
-        drift = self._make_vxlan(name, wanted, links.get(name), sizes.vxlan if family == 4 else sizes.vxlan6)
+        drift = self._make_vxlan(name, wanted, links.get(name), mtu)
         self._give_address(name, family, own.address)
         self._links.set_up(name)
         known = self._placed.get(name) == wanted
