@@ -1,7 +1,8 @@
 """The dataplane as one thing: takes what the graph says, brings the kernel there in an order that never opens a gap.
 
-Order of one cycle: ip sets are created, grown and shrunk; then the rules of all tables; then tunnel devices; then
-sysctls and routes; then sets are destroyed that no rule uses any more. On a kernel without rules the default drop for
+Order of one cycle: the fast path loses interfaces that have no endpoint any more; ip sets are created, grown and
+shrunk; then the rules of all tables; then tunnel devices; then sysctls and routes; then the fast path gets new
+interfaces; then sets are destroyed that no rule uses any more. On a kernel without rules the default drop for
 workload interfaces goes in before anything else, even before the datastore has been read; apart from that nothing is
 written until the first complete snapshot is known. Nothing is taken away when the process ends.
 """
@@ -22,6 +23,7 @@ from calipy.felix.config import FelixConfig
 from calipy.felix.dataplane import backend
 from calipy.felix.dataplane.backend import BackendName
 from calipy.felix.dataplane.endpoints import Endpoints
+from calipy.felix.dataplane.groups import LinkGroups
 from calipy.felix.dataplane.hosts import HostEndpoints
 from calipy.felix.dataplane.ipsets import IPSets
 from calipy.felix.dataplane.iptables import IPTables
@@ -29,6 +31,7 @@ from calipy.felix.dataplane.tunnels import Tunnels
 from calipy.felix.delta import Difference, Table
 from calipy.felix.messages import ActivePolicy, ActiveProfile, Changes, EndpointID, PolicyID, Pool, WorkloadEndpoint
 from calipy.felix.ownership import is_workload_interface
+from calipy.felix.render import syntax
 from calipy.felix.render.names import Direction, host_chain, workload_chain
 from calipy.felix.render.renderer import Renderer
 from calipy.felix.render.static import TABLES
@@ -115,6 +118,7 @@ class Dataplane:
         self._set_failures: dict[str, str] = {}
         self._ended = 0.0
         self._first_write = True
+        self._fast_path: bool | None = None
         self._iptables: IPTables | None = None
         self._backoff = Backoff(_RETRY_FIRST, _RETRY_LONGEST)
         self._upkeep: Upkeep | None = None
@@ -129,6 +133,7 @@ class Dataplane:
         self._set_table = SetTable(self.config.max_ipset_size, self.config.external_nodes)
         self._ipsets = IPSets(self._set_table)
         self._edges = Endpoints(self.config)
+        self._groups = LinkGroups()
         self._tunnels = Tunnels(self.config, self._mtu_file)
         self._hosts = HostEndpoints(self.config)
         await self._build()
@@ -141,6 +146,7 @@ class Dataplane:
             self._upkeep.close()
         self._ipsets.close()
         self._edges.close()
+        self._groups.close()
         self._tunnels.close()
         self._hosts.close()
 
@@ -157,11 +163,15 @@ class Dataplane:
             return self._edges.on_route(event, now)
         of_host = self._hosts.on_event(event, now)
         of_host = self._tunnels.on_event(event, now) or of_host
-        return (isinstance(event, LinkEvent) and self._edges.on_link(event, now)) or of_host
+        if not isinstance(event, LinkEvent):
+            return of_host
+        regrouped = self._groups.on_link(event)
+        return self._edges.on_link(event, now) or regrouped or of_host
 
     def resync(self) -> None:
         """Events were lost: have the next ``apply`` read links, addresses and routes."""
         self._edges.resync()
+        self._groups.resync()
         self._hosts.resync()
 
     def measure(self) -> None:
@@ -319,7 +329,9 @@ class Dataplane:
             touched |= self._claim(identity, endpoint)
         for interface in touched:
             claims = self._claims.get(interface)
-            self._edges.set_endpoint(interface, self._endpoints[min(claims)] if claims else None)
+            endpoint = self._endpoints[min(claims)] if claims else None
+            self._edges.set_endpoint(interface, endpoint)
+            self._groups.set_endpoint(interface, endpoint)
         self._hosts.update(changes.host_endpoints)
         self._edges.update(changes.routes, changes.vteps)
         self._tunnels.update(changes.hosts, changes.vteps)
@@ -381,6 +393,7 @@ class Dataplane:
         for renderer in self._renderers.values():
             renderer.update(known)
             renderer.set_hosts(self._hosts.interfaces)
+            renderer.set_fast_path(possible=bool(self._fast_path))
         tables = {family: renderer.tables for family, renderer in self._renderers.items()}
         chosen = await backend.choose(self.config.iptables_backend, self._families)
         if self._iptables is not None and chosen == self.backend and tables.keys() == self._iptables.families:
@@ -390,6 +403,7 @@ class Dataplane:
                 self._iptables.close()
             self.backend, self._iptables = chosen, IPTables(chosen, tables)
             self._first_write = True
+            self._fast_path = None
         if self._upkeep is not None:
             self._upkeep.close()
         self._upkeep = Upkeep(self.config, self._iptables, self._ipsets, now=self._clock(), wake=self.wake)
@@ -401,6 +415,10 @@ class Dataplane:
     async def _apply(self, report: ApplyReport, now: float) -> None:
         assert self._iptables is not None
         assert self._upkeep is not None
+        if self._fast_path is None:
+            self._fast_path = await backend.understands(self.backend, syntax.from_group(4))
+            for renderer in self._renderers.values():
+                renderer.set_fast_path(possible=self._fast_path)
         if self._first_write:
             await self._iptables.read()
         report.drift, report.errors = self._upkeep.take(now)
@@ -418,6 +436,7 @@ class Dataplane:
         if await self._hosts.resolve(now):
             for renderer in self._renderers.values():
                 renderer.set_hosts(self._hosts.interfaces)
+        self._groups.withdraw()
         self._set_failures = await self._ipsets.write()
         report.errors += [f"ip set {name}: {why}" for name, why in self._set_failures.items()]
         written = await self._iptables.write()
@@ -432,6 +451,7 @@ class Dataplane:
         report.errors += self._tunnels.problems
         report.drift += await self._edges.write(now)
         report.errors += self._edges.cluster_problems.values()
+        self._groups.admit()
         self._unapplied = {identity for changes in self._pending for identity in changes.endpoints}
         if self._ipsets.unwanted:
             await self._ipsets.destroy_unwanted()

@@ -10,8 +10,8 @@ import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from ipaddress import IPv4Interface
 from typing import Final
 
@@ -38,6 +38,7 @@ _IFLA_LINK: Final = 5
 _IFLA_MASTER: Final = 10
 _IFLA_OPERSTATE: Final = 16
 _IFLA_LINKINFO: Final = 18
+_IFLA_GROUP: Final = 27
 _IFLA_NET_NS_FD: Final = 28
 _IFLA_EXT_MASK: Final = 29
 _IFLA_LINK_NETNSID: Final = 37
@@ -79,6 +80,7 @@ class Link:
         master: index of the bridge (or bond, VRF) it belongs to, else 0.
         peer_index: index of a veth's other end (in its own namespace) or of a VLAN's parent, else 0.
         peer_netns_id: the id of the other end's namespace when that is another one, else None.
+        group: what ``ip link set group`` sets, 0 by default; does not count where links are compared.
     """
 
     index: int
@@ -92,6 +94,7 @@ class Link:
     peer_index: int = 0
     peer_netns_id: int | None = None
     alternative_names: tuple[str, ...] = ()
+    group: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +222,21 @@ class Links:
         """Attach an interface to a bridge, or detach it (None)."""
         master = 0 if bridge is None else self._netlink.index_of(bridge)
         self._change(name, f"attach to {bridge}", netlink.attribute_u32(_IFLA_MASTER, master))
+
+    def set_groups(self, groups: Mapping[int, int]) -> dict[int, int]:
+        """Put interfaces, by index, into link groups, in bulk.
+
+        Returns:
+            Index → errno of those for which it failed.
+        """
+        messages = [
+            netlink.message(
+                RTM_NEWLINK, 0, _IFINFOMSG.pack(0, 0, index, 0, 0) + netlink.attribute_u32(_IFLA_GROUP, group)
+            )
+            for index, group in groups.items()
+        ]
+        codes = self._netlink.request(messages)
+        return {index: code for index, code in zip(groups, codes, strict=True) if code}
 
     def move(self, name: str, netns_fd: int, *, new_name: str = "") -> None:
         """Move an interface into another namespace, where it is down and has no addresses."""
@@ -365,6 +383,7 @@ def decode_link(body: bytes) -> Link:
         _u32(found.get(_IFLA_LINK)),
         None if netns_id is None else int(struct.unpack("=i", netns_id)[0]),
         tuple(_text(name) for name in names),
+        _u32(found.get(_IFLA_GROUP)),
     )
 
 
