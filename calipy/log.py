@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 
@@ -22,6 +22,35 @@ LEVELS = {
     "panic": logging.CRITICAL,
 }
 """Calico's level names (any case) and what they mean to us."""
+
+
+class Sink:
+    """Standard error, or what is left of it: a daemon whose log nobody reads any more must work on.
+
+    Attributes:
+        failures: writes that did not succeed.
+    """
+
+    def __init__(self) -> None:
+        self.failures = 0
+
+    def write(self, text: str) -> None:
+        """Write, or count the failure."""
+        try:
+            sys.stderr.write(text)
+        except (OSError, ValueError):
+            self.failures += 1
+
+    def flush(self) -> None:
+        """Flush, or count the failure."""
+        try:
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            self.failures += 1
+
+
+SINK = Sink()
+"""Where this process logs."""
 
 
 def configure(level: str = "info", *, json: bool | None = None) -> None:
@@ -42,7 +71,7 @@ def configure(level: str = "info", *, json: bool | None = None) -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS.get(level.lower(), logging.INFO)),
-        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(file=cast("TextIO", SINK)),
         cache_logger_on_first_use=False,
     )
 

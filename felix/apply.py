@@ -103,6 +103,7 @@ class Dataplane:
         self._mtu_file = mtu_file
         self.backend: BackendName = "nft"
         self.recent_drift: deque[Difference] = deque(maxlen=_DRIFT_KEPT)
+        self.programmed = False  # everything known has been brought into the kernel once, or is known to be refused
         self._clock = clock
         self._pending: list[Changes] = []
         self._in_sync = False
@@ -410,7 +411,7 @@ class Dataplane:
         if not self._in_sync:
             guarded = await self._iptables.guard()
             _logger.info("workload interfaces drop until policy is known", written=len(guarded.changed))
-        self._set_forwarding()
+        self._set_node_parameters()
 
     async def _apply(self, report: ApplyReport, now: float) -> None:
         assert self._iptables is not None
@@ -427,11 +428,11 @@ class Dataplane:
                 for table in renderer.tables.values():
                     table.forgive()
         if self._upkeep.routes_due(now):
-            self._set_forwarding()
+            self._set_node_parameters()
             self._edges.recheck()
             self._hosts.resync()
         elif self._upkeep.parameters_due(now):
-            self._set_forwarding()
+            self._set_node_parameters()
             self._edges.check_parameters()
         if await self._hosts.resolve(now):
             for renderer in self._renderers.values():
@@ -456,20 +457,21 @@ class Dataplane:
         if self._ipsets.unwanted:
             await self._ipsets.destroy_unwanted()
         self._upkeep.wrote(now)
+        self.programmed = True
 
-    def _set_forwarding(self) -> None:
-        """Make the node a router; only once workload interfaces drop what is not known."""
-        if not self.config.forwarding:
-            return
-        wanted = ["net.ipv4.ip_forward"]
-        if self.config.ipv6_support:
-            wanted.append("net.ipv6.conf.all.forwarding")
+    def _set_node_parameters(self) -> None:
+        """Make the node a router; only once workload interfaces drop what is not known. Have connections counted."""
+        wanted = ["net.netfilter.nf_conntrack_acct"]
+        if self.config.forwarding:
+            wanted.append("net.ipv4.ip_forward")
+            if self.config.ipv6_support:
+                wanted.append("net.ipv6.conf.all.forwarding")
         for key in wanted:
             try:
                 if sysctl.read(key) != "1":
                     sysctl.write(key, 1)
             except KernelError as error:
-                _logger.warning("cannot turn on forwarding", key=key, error=str(error))
+                _logger.warning("cannot turn on a parameter of the node", key=key, error=str(error))
 
 
 def _nobody() -> None:

@@ -24,7 +24,7 @@ from calipy.felix.config import FelixConfig
 from calipy.felix.delta import Difference
 from calipy.felix.graph.graph import Graph
 from calipy.felix.graph.statistics import GraphStatistics
-from calipy.felix.messages import Changes, EndpointID
+from calipy.felix.messages import Changes, EndpointID, WorkloadEndpoint
 from calipy.kernel.monitor import AddressEvent, LinkEvent, Monitor, Overrun
 
 _logger = log.get("felix")
@@ -83,7 +83,12 @@ class FelixStatus:
 
 
 class Felix:
-    """The node agent's policy and routing part. All methods belong to one event loop."""
+    """The node agent's policy and routing part. All methods belong to one event loop.
+
+    Attributes:
+        parameters: by Felix's name, merged from all sources as far as they are known.
+        reconfigured: set when they change; whoever follows them clears it.
+    """
 
     def __init__(
         self,
@@ -110,6 +115,9 @@ class Felix:
         self._wake = asyncio.Event()
         self._dataplane.wake = self._wake.set
         self._progress = asyncio.Event()
+        self.parameters: Mapping[str, str] = config
+        self.reconfigured = asyncio.Event()
+        self._version = 0
         self._in_sync = False
         self._datastore = ""
         self._reading = True
@@ -210,11 +218,34 @@ class Felix:
             remaining = deadline - self._clock()
             if remaining <= 0:
                 return False
-            try:
-                await asyncio.wait_for(self._progress.wait(), remaining)
-            except TimeoutError:
+            if not await _within(remaining, self._progress):
                 return self._is_programmed(endpoint_id, wanted)
         return True
+
+    @property
+    def programmed(self) -> bool:
+        """Whether all that was in the datastore at the start has been brought into the kernel once."""
+        return self._dataplane.programmed
+
+    def endpoint(self, identity: EndpointID) -> WorkloadEndpoint | None:
+        """A local endpoint as last applied."""
+        return self._dataplane.endpoint(identity)
+
+    async def changed_since(self, version: int, timeout: float) -> int:
+        """Wait until states of endpoints may have changed.
+
+        Args:
+            version: what the last call returned; 0 at first.
+            timeout: seconds, after which it returns in any case: what is repaired by itself is not noticed.
+
+        Returns:
+            The present version.
+        """
+        deadline = self._clock() + timeout
+        while self._version == version and (remaining := deadline - self._clock()) > 0:
+            if not await _within(remaining, self._progress):
+                break
+        return self._version
 
     def _is_programmed(self, identity: EndpointID, nets: frozenset[str]) -> bool:
         if not self._started:
@@ -230,6 +261,9 @@ class Felix:
             await self._gather()
             report = await self._dataplane.apply()
             if self._in_sync and self._graph.datastore_ready:
+                # Who only looked after the kernel, and found all well, has changed no endpoint's state.
+                quiet = self._batch == telemetry.Batch() and report.ok and self._last is not None and self._last.ok
+                self._version += not quiet
                 telemetry.applied(self._batch, report.seconds, first=self._last is None, failed=not report.ok)
                 self._batch = telemetry.Batch()
                 self._last, self._applied_at = report, self._clock()
@@ -258,16 +292,15 @@ class Felix:
             return None
         self._flushed_revision = self._received_revision
         changes = self._graph.flush()
+        if changes.config is not None:
+            self.parameters = changes.config
+            self.reconfigured.set()
         self._batch.messages += telemetry.flushed(changes)
         return changes
 
     async def _wait(self, deadline: float | None) -> None:
         """Wait for news, or until ``deadline``."""
-        timeout = None if deadline is None else max(deadline - self._clock(), 0)
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout)
-        except TimeoutError:
-            return
+        await _within(None if deadline is None else max(deadline - self._clock(), 0), self._wake)
 
     async def _watch(self, monitor: Monitor) -> None:
         async for event in monitor:
@@ -278,6 +311,16 @@ class Felix:
                 self._wake.set()
             elif self._dataplane.on_event(event):
                 self._wake.set()
+
+
+async def _within(seconds: float | None, event: asyncio.Event) -> bool:
+    """Wait for an event; False if the time is up before. Python 3.11's ``wait_for`` can lose a cancellation."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _loosens(changes: Changes) -> bool:

@@ -11,6 +11,7 @@ and goes on trying. SIGTERM ends it and leaves routes, rules, sets and pods as t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import datetime
 import gc
@@ -33,13 +34,18 @@ from calipy.felix.daemon import Felix, FelixStatus
 from calipy.httpd import HttpServer
 from calipy.ipam.allocator import Allocator
 from calipy.ipam.collector import LeakTracker, collect
+from calipy.metrics import REGISTRY
 from calipy.node import host, startup, tunnels
 from calipy.node.health import Health, pages
+from calipy.node.metrics_server import MetricsServer, watch_process
+from calipy.node.parameters import AgentParameters
+from calipy.node.reporting import Reporting
 from calipy.node.settings import LIB_DIR, NodeSettings, etcd_config
 
 logger = log.get("agent")
 
 STARTUP_RETRY_SECONDS = 1.0
+METRICS_RETRY_SECONDS = 5.0
 LEAK_SECONDS = 300.0
 """Shortest grace period that sets the pace of looking for leaks; Calico's where none is given."""
 WATCHDOG_SECONDS = 90.0
@@ -64,6 +70,8 @@ class Agent:
         self.syncer = Syncer(self.store, prefixes(settings.name))
         pods = PodNetwork(self.client, self.allocator, self.felix, settings.name)
         self.workloads = Workloads(pods, self.client, settings.name)
+        self.metrics = MetricsServer(remedy="mend the parameters PrometheusMetrics… of the FelixConfiguration")
+        self.reporting = Reporting(self.felix, self.store, settings.name)
         self.health = Health()
         self._datastore_problem = "not connected yet"
         self._stop = asyncio.Event()
@@ -94,6 +102,8 @@ class Agent:
             self._follow_datastore(),
             self._collect_leaks(),
             self.felix.run(),
+            self.reporting.run(),
+            self._follow_parameters(),
             self._stop.wait(),
         )
         async with api:
@@ -103,6 +113,7 @@ class Agent:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
         await server.stop()
+        await self.metrics.stop()
         await self.store.close()
         failures = [r for r in results if isinstance(r, Exception)]
         for failure in failures:
@@ -153,6 +164,27 @@ class Agent:
     async def _follow_datastore(self) -> None:
         async for batch in self.syncer.run():
             self._on_events(batch)
+
+    async def _follow_parameters(self) -> None:
+        """Serve metrics and report statuses as the configuration says, when it changes."""
+        said: tuple[str, ...] = ()
+        while True:
+            self.felix.reconfigured.clear()
+            parameters = AgentParameters.from_parameters(self.felix.parameters)
+            problems = [f"{name}={value}: {reason}" for name, value, reason in parameters.problems]
+            self.reporting.configure(parameters.reporting)
+            retry = None
+            try:
+                await self.metrics.configure(parameters.metrics)
+            except CalipyError as error:
+                problems.append(str(error))
+                retry = METRICS_RETRY_SECONDS
+            if problems and tuple(problems) != said:
+                logger.error("the configuration cannot be followed in full", problems=problems)
+            said = tuple(problems)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(retry):  # wait_for of Python 3.11 can lose a cancellation
+                    await self.felix.reconfigured.wait()
 
     async def _collect_leaks(self) -> None:
         """Give back addresses of this node that nobody has used for the grace period, and blocks that stay empty."""
@@ -240,4 +272,14 @@ def felix_document(status: FelixStatus) -> dict[str, Any]:
 
 async def run(settings: NodeSettings, config_file: str | None) -> int:
     """Run the agent until it is told to stop; its exit status. Raises ``InvalidInputError`` for a bad configuration."""
-    return await Agent(settings, etcd_config(config_file)).run()
+    agent = Agent(settings, etcd_config(config_file))
+    watch_process()
+    REGISTRY.gauges("felix_host", "Always 1; the label is this node's name.", "host").labels(settings.name).set(1)
+    log_errors = REGISTRY.counter("felix_log_errors", "Writes of the log that failed.")
+
+    def measure() -> None:
+        log_errors.value = log.SINK.failures
+        agent.felix.measure()
+
+    REGISTRY.before_exposing(measure)
+    return await agent.run()

@@ -25,8 +25,8 @@ from calipy.kernel.links import Link, Links, Neighbour, parse_mac
 from calipy.kernel.monitor import LinkEvent, RouteEvent
 from calipy.kernel.netlink import NetlinkSocket
 from calipy.kernel.routes import RouteFailure, RouteTable, matches
-from calipy.net import POD_GATEWAY, PROTO_BGP, Family, Prefix, Route
 from calipy.metrics import REGISTRY
+from calipy.net import POD_GATEWAY, PROTO_BGP, Family, Prefix, Route
 
 _logger = log.get("felix.endpoints")
 

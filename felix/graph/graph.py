@@ -33,10 +33,10 @@ from calipy.felix.graph.config import Configuration
 from calipy.felix.graph.ipsets import IPSets
 from calipy.felix.graph.nodes import Nodes
 from calipy.felix.graph.routes import ClusterRoutes
+from calipy.felix.graph.statistics import GraphStatistics
 from calipy.felix.graph.tunnels import Tunnels
 from calipy.felix.messages import Changes, Encap, Encapsulation
 from calipy.net import Family
-from calipy.felix.graph.statistics import GraphStatistics
 from calipy.policy.model import POLICY_KINDS
 
 

@@ -1,0 +1,94 @@
+"""The agent's own parameters among Felix's: metrics, status reports. They can change while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Final
+
+from calipy.felix import parsing
+from calipy.felix.parsing import Parser, Problem
+from calipy.node.metrics_server import MetricsSettings
+from calipy.node.settings import RUN_DIR
+
+CALICO_RUN_DIR: Final = Path("/var/run/calico")
+
+
+@dataclass(frozen=True, slots=True)
+class ReportingSettings:
+    """What is told of endpoints and agent, and where. Times in seconds.
+
+    Attributes:
+        interval: between heartbeats in the datastore; 0 = none.
+        ttl: after which a heartbeat expires.
+        endpoints: keep the endpoints' statuses in the datastore, too.
+        delay: between two writes of those.
+        region: of OpenStack, as in keys.
+        path_prefix: where the directory ``endpoint-status`` is kept; "" = nowhere.
+    """
+
+    interval: float = 30.0
+    ttl: float = 90.0
+    endpoints: bool = False
+    delay: float = 1.0
+    region: str = "no-region"
+    path_prefix: str = str(CALICO_RUN_DIR)
+
+
+@dataclass(frozen=True, slots=True)
+class AgentParameters:
+    """Effective parameters, and those that could not be used and keep their defaults."""
+
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    reporting: ReportingSettings = field(default_factory=ReportingSettings)
+    problems: tuple[Problem, ...] = ()
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str], *, run_dir: Path = RUN_DIR) -> AgentParameters:
+        """Read Felix's merged parameters. Never fails.
+
+        Args:
+            parameters: texts by name, in any case.
+            run_dir: an agent that keeps its sockets somewhere of its own keeps the endpoints' files there as well.
+        """
+        values, problems = parsing.read(parameters, _KNOWN)
+        if run_dir != _DEFAULT_RUN_DIR:
+            values.setdefault("path_prefix", str(run_dir))
+        return cls(_of(MetricsSettings, values), _of(ReportingSettings, values), problems)
+
+
+def _of(kind: Any, values: Mapping[str, Any]) -> Any:
+    return kind(**{one.name: values[one.name] for one in fields(kind) if one.name in values})
+
+
+def _region(text: str) -> str:
+    if "/" in text:
+        raise ValueError("expected a name without '/'")
+    return f"region-{text}" if text else "no-region"
+
+
+def _host(text: str) -> str:
+    """An empty host is not given; all addresses are asked for by ``0.0.0.0`` or ``::``."""
+    return text or "localhost"
+
+
+_DEFAULT_RUN_DIR: Final = Path("/run/calipy")
+_KNOWN: Final[dict[str, tuple[str, Parser]]] = {
+    "PrometheusMetricsEnabled": ("enabled", parsing.boolean),
+    "PrometheusMetricsHost": ("host", _host),
+    "PrometheusMetricsPort": ("port", parsing.integer(1, 65535)),
+    "PrometheusMetricsCertFile": ("cert_file", parsing.text),
+    "PrometheusMetricsKeyFile": ("key_file", parsing.text),
+    "PrometheusMetricsCAFile": ("ca_file", parsing.text),
+    "PrometheusMetricsClientAuth": (
+        "client_auth",
+        parsing.choice("NoClientCert", "VerifyClientCertIfGiven", "RequireAnyClientCert", "RequireAndVerifyClientCert"),
+    ),
+    "ReportingIntervalSecs": ("interval", parsing.seconds),
+    "ReportingTTLSecs": ("ttl", parsing.seconds),
+    "EndpointReportingEnabled": ("endpoints", parsing.boolean),
+    "EndpointReportingDelaySecs": ("delay", parsing.seconds),
+    "EndpointStatusPathPrefix": ("path_prefix", parsing.text),
+    "OpenstackRegion": ("region", _region),
+}
