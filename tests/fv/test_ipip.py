@@ -91,6 +91,24 @@ def test_on_one_subnet_no_driver_is_needed(cluster: Cluster) -> None:
     assert not n1.routes()
 
 
+def test_the_device_gets_what_routes_need(cluster: Cluster) -> None:
+    """Address, MTU, up, and routes by the other nodes' addresses; a bridge of the device's name shows that anywhere."""
+    n1, n3 = cluster["n1"], cluster["n3"]
+    if n1.ns.links.get_link("tunl0") is None:
+        n1.ns.links.create_bridge("tunl0")
+        n1.ns.address("tunl0", "10.65.1.77/32")
+    cluster.become([*cluster.objects(ALWAYS), make("FelixConfiguration", "default", {"ipipMTU": 1400})])
+    assert [str(a.address) for a in n1.ns.links.list_addresses(family=4, interface="tunl0")] == ["10.65.1.0/32"]
+    link = n1.ns.links.get_link("tunl0")
+    assert link is not None
+    assert (link.mtu, link.up) == (1400, True)
+    if link.kind == "bridge":  # without a port it does not run, and routes wait for that
+        cluster.connect(n1, "port0", 1)
+        n1.ns.links.set_master("port0", "tunl0")
+    until(lambda: n1.way("10.65.3.0/26") == f"{n3.address} tunl0")
+    assert n1.way("10.65.2.0/26") == f"{cluster['n2'].address} tunl0"
+
+
 def test_without_the_driver_the_node_says_so(cluster: Cluster, netns: Namespace) -> None:
     """A kernel without IPIP: nothing is written that cannot work, nothing fails, and the status tells why."""
     if not _driver(netns):

@@ -154,6 +154,21 @@ def test_damage_is_healed_and_told(pair: Cluster) -> None:
     assert ("interface", VXLAN4) in told
 
 
+def test_another_networks_device_is_in_the_way(pair: Cluster) -> None:
+    """A foreign device with our VNI and port: the node is not ready, says why, and goes on when it is gone."""
+    n1 = pair["n1"]
+    assert n1.felix is not None
+    foreign = VXLAN(4096, 4789, n1.ns.netlink.index_of("eth0"), None, "66:00:00:00:00:01")
+    VXLANs(n1.ns.netlink).create("flannel.1", foreign, mtu=1400)
+    pair.become(pair.objects(*vxlan("Always")), to=["n3"])
+    n1.felix.events(*pair.objects(*vxlan("Always")), revision=60)
+    felix = n1.felix
+    until(lambda: any(VXLAN4 in reason for reason in felix.status().reasons))
+    n1.ns.links.delete_link("flannel.1")
+    until(lambda: felix.status().ready and felix.status().applied_revision >= 60)
+    reach(n1.pod.ns, pair["n3"].pod.address)
+
+
 def test_everything_goes_with_the_mode(pair: Cluster) -> None:
     """Pools without encapsulation: devices, routes, blackholes, rules are gone; also what an earlier agent left."""
     n1 = pair["n1"]
