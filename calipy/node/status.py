@@ -87,6 +87,7 @@ def text(status: NodeStatus) -> str:
             f"calipy agent is running (pid {status.agent['pid']}), {_state(status.agent)}; "
             f"{up} of {len(endpoints)} local endpoints up."
         )
+        lines += [f"warning: {warning}" for warning in status.agent["felix"].get("warnings", ())]
     if status.bgpd is None:
         lines.append(f"calipy bgpd does not answer: {status.bgpd_problem}")
         return "\n".join(lines) + "\n"

@@ -50,6 +50,12 @@ def test_text_names_processes_and_reasons() -> None:
     assert "calipy bgpd is running (pid 8, ExaBGP 9), not ready: no peer is up." in shown
 
 
+def test_warnings_are_shown() -> None:
+    """Such as a tunnel that the pools ask for and that cannot be."""
+    warned = {**AGENT, "felix": {**AGENT["felix"], "warnings": ["this kernel has no IPIP driver"]}}
+    assert "\nwarning: this kernel has no IPIP driver\n" in text(NodeStatus(warned, "", BGPD, ""))
+
+
 def test_a_silent_daemon_is_named_and_hides_nothing_else() -> None:
     """One daemon that does not answer does not keep the other's state from being shown."""
     shown = text(NodeStatus(None, "nothing answers at /run/x", BGPD, ""))
