@@ -129,7 +129,9 @@ def link_group(option: Option) -> Predicate:
 
     def predicate(sight: Sight) -> bool:
         interface = sight.in_interface if option.name == "--src-group" else sight.out_interface
-        return interface is not None and sight.packet.groups.get(interface, 0) & mask == value
+        if interface is None:
+            raise WalkError("a rule asks for a link group where a packet has no interface")
+        return sight.packet.groups.get(interface, 0) & mask == value
 
     return predicate
 
@@ -168,7 +170,7 @@ def _parsed(member: str) -> Prefix:
 
 
 def ports(option: Option) -> Predicate:
-    """``--source-ports a,b:c`` or ``--destination-ports``."""
+    """``--source-ports a,b:c`` or ``--destination-ports``; ``--sport`` or ``--dport`` with one of them."""
     ranges = []
     slots = 0
     for part in option.arguments[0].split(","):
@@ -177,7 +179,7 @@ def ports(option: Option) -> Predicate:
         slots += 2 if colon else 1
     if slots > _PORT_SLOTS:
         raise WalkError(f"{slots} slots of ports in one match: the kernel takes {_PORT_SLOTS}")
-    source = option.name == "--source-ports"
+    source = option.name in {"--source-ports", "--sport"}
 
     def predicate(sight: Sight) -> bool:
         port = sight.packet.source_port if source else sight.destination_port

@@ -29,6 +29,8 @@ _SHORT: Final = {
     "-o": "--out-interface",
 }
 _BASIC: Final = frozenset(_SHORT.values())
+_ONE_PORT: Final = frozenset({"--sport", "--dport"})
+"""Options of the protocol's own module, which ``-p`` loads."""
 _OPTIONS: Final = {
     "mark": frozenset({"--mark"}),
     "conntrack": frozenset({"--ctstate"}),
@@ -99,7 +101,7 @@ def _groups(words: list[str]) -> Iterator[_Group]:
         name = _SHORT.get(word, word)
         arguments = tuple(next(waiting, "") for _ in range(_ARGUMENTS.get(name, 1)))
         option = Option(name, arguments, negated)
-        if name in _BASIC:
+        if name in _BASIC or name in _ONE_PORT:
             yield "", (option,)
         elif name in _OPTIONS.get(module, ()):
             gathered.append(option)
@@ -133,7 +135,7 @@ def _single(module: str, option: Option, family: Family) -> Predicate:
         return matching.conntrack(option)
     if module == "set":
         return matching.in_set(option, family)
-    if module == "multiport":
+    if module == "multiport" or option.name in _ONE_PORT:
         return matching.ports(option)
     if module == "devgroup":
         return matching.link_group(option)
@@ -156,14 +158,17 @@ def _check(groups: Iterable[_Group]) -> None:
     protocol = None
     given: set[str] = set()
     for _, option in asked:
-        if option.name in given & _BASIC:
+        if option.name in given & (_BASIC | _ONE_PORT):
             raise WalkError(f"{option.name} twice")
         given.add(option.name)
         if option.name == "--protocol" and not option.negated:
             protocol = matching.protocol_number(option.arguments[0])
-    for module, _ in asked:
-        if module == "multiport" and (protocol is None or not matching.has_ports(protocol)):
-            raise WalkError("multiport without a protocol that has ports")
+    for module, option in asked:
+        with_ports = module == "multiport" or option.name in _ONE_PORT
+        if with_ports and (protocol is None or not matching.has_ports(protocol)):
+            raise WalkError("ports without a protocol that has them")
+        if option.name in _ONE_PORT and "," in option.arguments[0]:
+            raise WalkError(f"several ports in {option.name}")
         if module in _ICMP and protocol != _ICMP[module][1]:
             raise WalkError(f"{module} without its protocol")
 

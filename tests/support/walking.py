@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from calipy.conformance.netpol_case import UPLINK, Case, Cluster, Site, parse_probe
@@ -12,23 +12,40 @@ from calipy.datastore.names import kubernetes_interface
 from calipy.felix import hosts
 from calipy.felix.config import FelixConfig
 from calipy.felix.graph import Graph
-from calipy.felix.messages import Changes, HostEndpoint
+from calipy.felix.messages import Changes, Encapsulation, EndpointID, HostEndpoint
+from calipy.felix.ownership import link_group
 from calipy.felix.render.renderer import Renderer
 from calipy.felix.sets import SetTable
 from calipy.felix.walk import Packet, Walk, walk
-from calipy.net import IPAddress
+from calipy.net import IPAddress, family_of
 from calipy.policy.evaluate import EPHEMERAL_PORT
 from calipy.policy.values import ICMP
 
 _ICMP_ANSWERS = {8: 0, 13: 14, 128: 129}
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What changes rules without changing a verdict.
+
+    Attributes:
+        parameters: Felix's, beside those of the case.
+        encapsulation: tunnels that the nodes have; their packets are judged before policy.
+        fast_path: known connections of pods pass early.
+    """
+
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    encapsulation: Encapsulation = field(default_factory=Encapsulation)
+    fast_path: bool = False
+
+
 class WalkedNode:
     """What one node's agent would have in its kernel."""
 
-    def __init__(self, name: str, addresses: frozenset[str], parameters: Mapping[str, str]) -> None:
+    def __init__(self, name: str, addresses: frozenset[str], settings: Settings) -> None:
         self.graph = Graph(name)
-        self._parameters = parameters
+        self._settings = settings
+        self._groups: dict[EndpointID, tuple[str, int]] = {}
         self._addresses = {"lo": frozenset({"127.0.0.1", "::1"}), UPLINK: addresses}
         self._hosts: dict[str, HostEndpoint] = {}
         self._config: FelixConfig | None = None
@@ -37,13 +54,21 @@ class WalkedNode:
         """Take one flush of the graph, as the agent's dataplane does. Parameters may come once only."""
         if changes.config is not None:
             assert self._config is None, "a change of parameters is not modelled"
-            self._config = FelixConfig.from_parameters({**changes.config, **self._parameters})
+            given = FelixConfig.from_parameters({**changes.config, **self._settings.parameters})
+            self._config = replace(given, encapsulation=self._settings.encapsulation)
             self.renderers = {family: Renderer(family, self._config) for family in (4, 6)}
+            for renderer in self.renderers.values():
+                renderer.set_fast_path(possible=self._settings.fast_path)
             self.sets = SetTable(self._config.max_ipset_size)
         assert self._config is not None
         self.sets.update(changes)
         for renderer in self.renderers.values():
             renderer.update(changes)
+        for identity, workload in changes.endpoints.items():
+            self._groups.pop(identity, None)
+            if workload is not None and workload.admin_up:
+                group = link_group({family_of(net) for net in workload.nets})
+                self._groups[identity] = (workload.interface, group)
         for name, endpoint in changes.host_endpoints.items():
             if endpoint is None:
                 del self._hosts[name]
@@ -56,7 +81,8 @@ class WalkedNode:
 
     def walk(self, packet: Packet) -> Walk:
         """Lead a packet through the node."""
-        return walk(self.renderers[packet.source.version].tables, self.sets.sets, packet)
+        placed = replace(packet, groups=dict(self._groups.values()))
+        return walk(self.renderers[packet.source.version].tables, self.sets.sets, placed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +100,12 @@ class Passage:
 
 
 class WalkedCluster:
-    """The nodes of a case, led from state to state; ``parameters`` are Felix's, beside those of the case."""
+    """The nodes of a case, led from state to state."""
 
-    def __init__(self, cluster: Cluster, parameters: Mapping[str, str] | None = None) -> None:
+    def __init__(self, cluster: Cluster, settings: Settings = Settings()) -> None:
         machines = cluster.machines()
         self._nodes = {
-            name: WalkedNode(name, frozenset(map(str, machines[name].addresses.values())), parameters or {})
+            name: WalkedNode(name, frozenset(map(str, machines[name].addresses.values())), settings)
             for name in cluster.nodes
         }
         self._present: Objects = {}
@@ -141,11 +167,11 @@ class WalkedCluster:
             yield there.machine, replace(packet, in_interface=UPLINK, out_interface=leaves)
 
 
-def mismatches(document: dict[str, Any], parameters: Mapping[str, str] | None = None) -> Iterator[str]:
+def mismatches(document: dict[str, Any], settings: Settings = Settings()) -> Iterator[str]:
     """Cells of a case in which the walk does not come to what the tables say, with the way that the packets took."""
     walked: WalkedCluster | None = None
     for state in Case(document["id"], "", "", (), document).states():
-        walked = walked or WalkedCluster(state.cluster, parameters)
+        walked = walked or WalkedCluster(state.cluster, settings)
         walked.move_to(state.cluster)
         for probe, source, destination, wanted in state.cells():
             passages = walked.travel(state.cluster, probe, source, destination)

@@ -111,6 +111,11 @@ def through(packet: Packet, match: str, name: str = "filter", hook: str = "FORWA
         ("-m conntrack --ctstate DNAT", replace(TCP, dnat=True), True),
         ("-m conntrack --ctstate DNAT", replace(TCP, dnat=True, conntrack="untracked"), False),
         ("-m conntrack --ctstate UNTRACKED", replace(TCP, conntrack="untracked"), True),
+        ("-p tcp --dport 80", TCP, True),
+        ("-p tcp ! --sport 4000:4001", TCP, False),
+        ("-m devgroup --src-group 0x1/0x3", replace(TCP, groups={"cali1": 0x11}), True),
+        ("-m devgroup --src-group 0x1/0x3", TCP, False),
+        ("-m devgroup --dst-group 0x1/0x1", replace(TCP, groups={"cali1": 1}), False),
         ("-m limit --limit 10/minute --limit-burst 5", TCP, True),
         ("-m limit --limit 10/minute --limit-burst 5", replace(TCP, within_limits=False), False),
         ("-m addrtype --src-type LOCAL", replace(TCP, own=OWN), True),
@@ -143,6 +148,8 @@ def test_matches(match: str, packet: Packet, hit: bool) -> None:
         ("! -p tcp -m multiport --destination-ports 80", TCP),
         ("-p tcp -m multiport --destination-ports 1:2,3:4,5:6,7:8,9:10,11:12,13:14,15:16", TCP),
         ("-m icmp --icmp-type 8", PING),
+        ("--dport 80", TCP),
+        ("-p tcp --dport 80,81", TCP),
         ("-p icmp -m icmp6 --icmpv6-type 8", PING),
         ("-p tcp ! -p udp", TCP),
         ("--source 10.0.0.0/8 ! --source 10.1.0.0/16", TCP),
@@ -177,6 +184,8 @@ def test_interfaces_are_known_only_where_the_kernel_knows_them() -> None:
     """No way out before routing, no way in for what the node sends: a rule that asks raises."""
     with pytest.raises(WalkError, match="eth0"):
         through(TCP, "--out-interface eth0", "raw", "PREROUTING")
+    with pytest.raises(WalkError, match="link group"):
+        through(TCP, "-m devgroup --dst-group 1/1", "raw", "PREROUTING")
     with pytest.raises(WalkError, match="cali1"):
         through(replace(TCP, in_interface=""), "--in-interface cali1", "filter", "OUTPUT")
     with pytest.raises(WalkError, match="without interfaces"):
