@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from calipy.bgp import daemon
+from calipy.bgp.router import Options
 from calipy.datastore.connect import connect
 from calipy.node.settings import NodeSettings, etcd_config
 
@@ -14,6 +15,5 @@ async def run(settings: NodeSettings, config_file: str | None) -> int:
         CalipyError: a bad configuration, or another bgpd runs.
     """
     store = connect(etcd_config(config_file))
-    # As with BIRD and Felix, the blackholes of un-encapsulated blocks are the BGP side's (ProgramClusterRoutes).
-    options = daemon.Options(router_id=settings.router_id, blackholes=True, cluster_routes=settings.cluster_routes)
+    options = Options(router_id=settings.router_id, cluster_routes=settings.cluster_routes)
     return await daemon.main(store, settings.name, options)

@@ -90,9 +90,9 @@ class BgpNode:
         self.directory.mkdir(exist_ok=True)
         self.bgpd: Program | None = None
 
-    def start(self, *flags: str) -> None:
+    def start(self) -> None:
         """Start bgpd."""
-        argv = [sys.executable, "-m", "tests.support.bgpd_process", self.name, str(self.directory), *flags]
+        argv = [sys.executable, "-m", "tests.support.bgpd_process", self.name, str(self.directory)]
         self.bgpd = Program(self.ns, argv, self.directory / "bgpd.log", ETCD_ENDPOINTS=ETCD)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
@@ -125,8 +125,15 @@ class BgpNode:
         return all(peers.get(address, {}).get("state") == "up" for address in addresses)
 
     def routes(self) -> dict[str, Route]:
-        """The kernel's routes that BGP wrote, by destination."""
-        return {str(route.dst): route for route in self.ns.routes.dump(protocol=PROTO_BGP)}
+        """The kernel's routes to others that BGP wrote, by destination."""
+        return {str(route.dst): route for route in self._written() if route.kind != "blackhole"}
+
+    def blackholes(self) -> set[str]:
+        """Its blackholes of own blocks."""
+        return {str(route.dst) for route in self._written() if route.kind == "blackhole"}
+
+    def _written(self) -> list[Route]:
+        return self.ns.routes.dump(protocol=PROTO_BGP)
 
     def gateways(self) -> dict[str, tuple[str, ...]]:
         """Gateways of those routes."""
@@ -309,9 +316,13 @@ class Bird:
         eventually("bird answers", lambda: "ready" in self.ask("show status", check=False))
         return self.program
 
+    def write(self, configuration: str) -> None:
+        """Other configuration, for the next start."""
+        self._file.write_text(configuration)
+
     def configure(self, configuration: str) -> None:
         """Other configuration, taken up at once."""
-        self._file.write_text(configuration)
+        self.write(configuration)
         self.ask("configure")
 
     def ask(self, command: str, *, check: bool = True) -> str:
@@ -342,6 +353,19 @@ class Pinger:
         line = next(one for one in text.splitlines() if "packets transmitted" in one)
         sent, received = int(line.split()[0]), int(line.split()[3])
         return sent, sent - received
+
+
+@contextlib.contextmanager
+def network() -> Iterator[BgpLab]:
+    """An empty BGP lab with namespaces of its own, for what lives longer than a test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(label: str = "ns") -> Namespace:
+            namespace = Namespace(label)
+            stack.callback(namespace.close)
+            return namespace
+
+        yield stack.enter_context(contextlib.closing(BgpLab(make)))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""One bgpd as a process of its own, for tests and benchmarks: ``NODE RUN_DIR [blackholes]``."""
+"""One bgpd as a process of its own, for tests and benchmarks: ``NODE RUN_DIR``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import sys
 from pathlib import Path
 
 from calipy import log
-from calipy.bgp.daemon import Options, main
+from calipy.bgp.daemon import main
+from calipy.bgp.router import Options
 from calipy.datastore.connect import EtcdConfig, connect
 
 
-async def _run(node: str, directory: str, *flags: str) -> int:
+async def _run(node: str, directory: str) -> int:
     store = connect(EtcdConfig.from_environment(os.environ))
     run_dir = Path(directory)
-    options = Options(run_dir=run_dir, secrets_dir=run_dir / "secrets", blackholes="blackholes" in flags)
+    options = Options(run_dir=run_dir, secrets_dir=run_dir / "secrets")
     return await main(store, node, options)
 
 

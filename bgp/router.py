@@ -1,0 +1,287 @@
+"""One node's BGP: every part of it, and the pass that brings them into agreement.
+
+    View ─┬─► peering ─► Speaker (configuration)            ┐
+          ├─► originated ─► Speaker (adj-rib-out)           ├─ ExaBGP ─ peers
+    Speaker (events) ─► Sessions ─► Rib ◄─ import policy    ┘
+                                    Rib ─► Forwarding ─► kernel
+
+Events only mark what has to be done; one pass (``work``) does it, so that a burst of updates costs one decision per
+prefix and one netlink exchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Final
+
+from calipy import api_client, clock, log
+from calipy.bgp.cluster import ClusterRoutes
+from calipy.bgp.exabgp.config import SpeakerSession, checked_key, environment
+from calipy.bgp.exabgp.events import Event, ShownRoute
+from calipy.bgp.exabgp.process import Paths
+from calipy.bgp.exabgp.speaker import Speaker
+from calipy.bgp.exporting import ExportPolicy
+from calipy.bgp.forwarding import Forwarding
+from calipy.bgp.importing import ImportPolicy
+from calipy.bgp.kernel import KernelFib
+from calipy.bgp.peering import Peering, Session
+from calipy.bgp.rib import EOR_WAIT, Rib
+from calipy.bgp.sessions import Sessions
+from calipy.bgp.view import View
+from calipy.errors import InvalidInputError
+from calipy.net import IPAddress
+
+logger = log.get("bgpd")
+
+DEFER_SECONDS: Final = 5.0
+DEFER_LONGEST: Final = 60.0
+"""A starting reflector begins to reflect when all peers have told everything, or none has come up for
+``DEFER_SECONDS``, or after ``DEFER_LONGEST``: telling each prefix once is several times faster than as they come."""
+POLL_SECONDS: Final = 0.5
+"""While something is waited for that no event tells of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What does not come from the datastore.
+
+    Attributes:
+        run_dir: for the socket; ExaBGP's files are in ``exabgp`` below it.
+        secrets_dir: passwords of sessions: ``<secrets_dir>/<secret name>/<key>``, as Kubernetes mounts Secrets.
+        router_id: an IPv4 address, ``hash``, or "" for the node's address.
+        cluster_routes: ``bgp``, ``datastore``, or "" for what the BGPConfiguration's annotation says.
+    """
+
+    run_dir: Path = field(default_factory=api_client.run_dir)
+    secrets_dir: Path = Path("/etc/calipy/secrets")
+    router_id: str = ""
+    cluster_routes: str = ""
+
+
+class Router:
+    """Every part of one node's BGP. Works in the network namespace of its process.
+
+    Args:
+        view: the datastore; fed by the owner, read here.
+        kernel: the node's routes.
+        wake: called when there is something to do: ``work`` is then to be called soon.
+
+    Attributes:
+        problems: sessions that could not be had, by the resource that asks for them.
+        reconfigured: wall clock time of the last change of sessions.
+    """
+
+    def __init__(self, view: View, kernel: KernelFib, options: Options, wake: Callable[[], None]) -> None:
+        self.view = view
+        self.options = options
+        self.started_at = clock.monotonic()
+        self.since = self.reconfigured = clock.wall()
+        self._wake = wake
+        self._policy = ImportPolicy()
+        self.rib = Rib(self._policy)
+        self.cluster = ClusterRoutes(view.cluster, self.rib)
+        self.sessions = Sessions(self.rib)
+        self.forwarding = Forwarding(self.rib, kernel)
+        self.peering = Peering({}, {})
+        self.paths = Paths(options.run_dir / "exabgp")
+        self.speaker = Speaker(self.paths, self)
+        self.problems: dict[str, str] = {}
+        self.export_policy = ExportPolicy()
+        self._reflecting = False
+        self._exports_changed = False
+        self._owed: set[IPAddress] = set()
+        self._depends_on_host = False
+        self._hold_until = 0.0
+
+    # From the speaker: see ``speaker.Owner``
+
+    def on_events(self, events: Sequence[Event]) -> None:
+        """Events in order."""
+        now, wall = clock.monotonic(), clock.wall()
+        for event in events:
+            self.sessions.on_event(event, now, wall)
+        self._wake()
+
+    def on_resync(self) -> None:
+        """Everything is about to be told again."""
+        self.sessions.expect_resync()
+
+    def on_shown(self, routes: Iterable[ShownRoute]) -> None:
+        """Everything has been told."""
+        self.sessions.end_resync(routes)
+        self._wake()
+
+    def on_speaker_lost(self) -> None:
+        """ExaBGP has ended."""
+        self.sessions.speaker_lost(clock.monotonic(), clock.wall())
+        self._wake()
+
+    # The pass
+
+    def hold_stale(self, now: float) -> None:
+        """The datastore has been read: from now on routes found at start wait for their peers, within bounds."""
+        self._hold_until = now + EOR_WAIT
+
+    def retry(self, now: float) -> None:
+        """A pass has failed half-way: everything is to be looked at again soon."""
+        self.view.peering_changed = self.forwarding.relink = True
+        self.forwarding.repair_at = now + 1.0
+
+    def next_deadline(self) -> float:
+        """When ``work`` has something to do by itself, monotonic."""
+        deadlines = [self.forwarding.repair_at]
+        if (expiry := self.rib.next_deadline()) is not None:
+            deadlines.append(expiry)
+        if (linger := self.cluster.next_deadline()) is not None:
+            deadlines.append(linger)
+        deferring = self.export_policy.cluster_id is not None and not self._reflecting
+        if self.forwarding.kernel.stale or self.cluster.retaining or deferring:
+            deadlines.append(clock.monotonic() + POLL_SECONDS)
+        return min(deadlines)
+
+    def work(self, now: float) -> None:
+        """One pass: from everything that has been marked to what ExaBGP and the kernel should do. O(what changed).
+
+        Raises:
+            KernelError: the kernel's routes cannot be read.
+        """
+        forwarding = self.forwarding
+        if self._depends_on_host and (forwarding.relink or now >= forwarding.repair_at):
+            self.view.peering_changed = True
+        if self.cluster.choose(self.view.cluster_routes(self.options.cluster_routes), now):
+            self.view.peering_changed = True
+        if self.view.peering_changed:
+            self.view.peering_changed = False
+            self.view.routes_changed = True
+            self._apply_peering()
+        if self.view.routes_changed:
+            self.view.routes_changed = False
+            self._apply_originated()
+        self.cluster.feed()
+        self.rib.expire(now)
+        self._program()
+        self._owed |= self.sessions.take_came_up()
+        if not self._deferring(now):
+            if self._exports_changed:
+                self._apply_exports()
+            for peer in self._owed:
+                self.speaker.owe_end_of_rib(peer)
+            self._owed.clear()
+        if forwarding.kernel.stale and (now >= self._hold_until or self._all_told(now)):
+            forwarding.release()
+        if self.cluster.retaining and self.cluster.release(now, told=self._all_told(now)):
+            self._program()
+        forwarding.repair(now)
+
+    def _program(self) -> None:
+        if self.forwarding.program():
+            self._exports_changed |= self.export_policy.follows_loc_rib
+
+    def _apply_peering(self) -> None:
+        """Sessions, from the datastore to ExaBGP's configuration."""
+        self.peering = self.view.peering(self.options.router_id, mesh=self.cluster.mesh())
+        known, self.problems = self.problems, dict(self.peering.problems)
+        self._depends_on_host = False
+        resolved = [self._resolve(session) for session in self.peering.sessions.values()]
+        speaking = [one for one in resolved if one is not None]
+        for source, reason in self.problems.items():
+            if known.get(source) != reason:
+                logger.warning("peering problem", source=source, reason=reason)
+        self.sessions.want({one.session.peer: one.session for one in speaking}, clock.wall())
+        addresses = self.view.own_addresses()
+        if self.view.configuration.bind_mode == "NodeIP":
+            bind: list[IPAddress] = sorted(addresses, key=lambda address: address.version)
+        else:
+            versions = {address.version for address in addresses}
+            bind = [IPv4Address(0)] * (4 in versions) + [IPv6Address(0)] * (6 in versions)
+        self.reconfigured = clock.wall()
+        self.speaker.configure(speaking, environment(bind=bind, port=self.peering.port))
+
+    def _resolve(self, session: Session) -> SpeakerSession | None:
+        """Fill in what only this host knows; None (and a problem) if it cannot be had yet."""
+        self._depends_on_host |= session.local is None
+        local = self.local_address(session)
+        if local is None:
+            self.problems[session.source] = f"no route to {session.peer}, so no source address for its session"
+            return None
+        if session.password is None:
+            return SpeakerSession(session, local)
+        name, key = session.password
+        path = self.options.secrets_dir / Path(name).name / Path(key).name
+        try:
+            return SpeakerSession(session, local, checked_key(path.read_bytes(), str(path)))
+        except OSError as error:
+            self._depends_on_host = True
+            self.problems[session.source] = f"password: cannot read {path}: {error.strerror}"
+        except InvalidInputError as error:
+            self.problems[session.source] = str(error)
+        return None
+
+    def _apply_originated(self) -> None:
+        """What this node announces, refuses from others, and leaves out of the kernel."""
+        originated = self.view.originated()
+        sessions = {peer: state.session for peer, state in self.sessions.states().items()}
+        self.export_policy = ExportPolicy(
+            originated=originated,
+            sessions=sessions,
+            cluster_id=self.view.cluster_id,
+            passes_on=self.view.passes_on(),
+            filters=self.view.filters,
+            interface=self.forwarding.interface,
+        )
+        self._exports_changed = True
+        self._set_import_policy(
+            ImportPolicy(
+                sessions=sessions,
+                router_id=self.peering.router_id,
+                cluster_id=self.view.cluster_id,
+                own_addresses=self.view.own_addresses(),
+                own_prefixes=originated.prefixes() | self.view.own_prefixes(),
+                pools=self.view.pools(),
+                services=frozenset(self.view.service_ranges()[1]),
+                filters=dict(self.view.filters),
+            )
+        )
+        self.forwarding.set_programming(self.view.programming())
+        ways_changed = self.forwarding.want_extra(self.peering.sessions.values(), self.view.own_blocks())
+        if ways_changed and self._depends_on_host:
+            self.view.peering_changed = True  # in another pass: this one writes them
+            self._wake()
+
+    def _set_import_policy(self, policy: ImportPolicy) -> None:
+        """Import by new rules. Own prefixes come and go all the time and concern no others: O(change)."""
+        old, self._policy = self._policy, policy
+        if policy == old:
+            return
+        if replace(policy, own_prefixes=old.own_prefixes) == old:
+            self.rib.judge_again(policy, policy.own_prefixes ^ old.own_prefixes)
+        else:
+            self.rib.set_policy(policy)
+
+    def _apply_exports(self) -> None:
+        """Adj-RIB-Out of every session."""
+        self._exports_changed = False
+        self.speaker.export(self.export_policy.exports(self.rib.loc_rib(), self.local_address))
+
+    def local_address(self, session: Session) -> IPAddress | None:
+        """Our end of a session, None while the kernel knows none."""
+        return session.local or self.forwarding.kernel.source_for(session.peer)
+
+    def _deferring(self, now: float) -> bool:
+        """Whether a reflector still collects: it tells each prefix once, when its peers have told theirs."""
+        if self.export_policy.cluster_id is None or self._reflecting:
+            return False
+        states = self.sessions.states()
+        up = [state.up_at for state in states.values() if state.up]
+        collected = bool(up) and all(self.sessions.settled(peer, now) for peer in states)
+        waited = bool(up) and now - max(up) > DEFER_SECONDS
+        self._reflecting = collected or waited or now - self.started_at > DEFER_LONGEST
+        return not self._reflecting
+
+    def _all_told(self, now: float) -> bool:
+        """Whether every session there should be is up and has told everything."""
+        states = self.sessions.states()
+        return self.speaker.synchronised and all(self.sessions.settled(peer, now) for peer in states)
