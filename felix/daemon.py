@@ -29,6 +29,8 @@ from calipy.kernel.monitor import AddressEvent, LinkEvent, Monitor, Overrun
 
 _logger = log.get("felix")
 
+SLOW: Final = 5.0
+"""Seconds after which a cycle that has not ended makes the agent unready: what waits for it is not in the kernel."""
 HOLD: Final = 0.05
 """Seconds for which the removal of a policy is held back: if its replacement follows at once, there is no moment at
 which the pods are without either.
@@ -63,6 +65,7 @@ class FelixStatus:
         host_endpoints: state of each host endpoint of this node, by name.
         drift: the last differences that others caused in the kernel and that were put right.
         warnings: what is not wrong in itself but will surprise.
+        busy_seconds: for how long the present cycle has been under way; 0 while there is nothing to do.
         applied_revision: everything that the datastore held at this revision has been brought into the kernel without
             an error; 0 before the first time.
     """
@@ -79,6 +82,7 @@ class FelixStatus:
     drift: tuple[Difference, ...] = ()
     warnings: tuple[str, ...] = ()
     applied_revision: int = 0
+    busy_seconds: float = 0.0
     host_endpoints: Mapping[str, EndpointStatus] = field(default_factory=dict)
 
 
@@ -128,6 +132,7 @@ class Felix:
         self._batch = telemetry.Batch()
         self._last: ApplyReport | None = None
         self._applied_at: float | None = None
+        self._busy_since: float | None = None
 
     def on_events(self, events: Iterable[SyncEvent]) -> None:
         """Take a batch from the syncer; returns at once, the kernel follows from ``run``."""
@@ -178,6 +183,9 @@ class Felix:
             reasons.append("ClusterInformation does not say that the datastore is ready")
         elif self._last is None:
             reasons.append("nothing has been programmed yet")
+        busy = self._clock() - self._busy_since if self._busy_since is not None else 0.0
+        if busy > SLOW:
+            reasons.append(f"the kernel has not taken the last changes for {busy:.0f} s")
         reasons += errors[:3]
         return FelixStatus(
             in_sync=self._in_sync,
@@ -192,6 +200,7 @@ class Felix:
             drift=tuple(self._dataplane.recent_drift),
             warnings=tuple(self._dataplane.warnings) if self._started else (),
             applied_revision=self._applied_revision,
+            busy_seconds=busy,
             host_endpoints=self._dataplane.host_endpoints() if self._started else {},
         )
 
@@ -255,7 +264,9 @@ class Felix:
 
     async def _work(self, watch: asyncio.Task[None]) -> None:
         while True:
+            self._busy_since = None
             await self._wait(self._dataplane.next_deadline())
+            self._busy_since = self._clock()
             if watch.done():
                 watch.result()
             await self._gather()

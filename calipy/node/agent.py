@@ -48,8 +48,6 @@ STARTUP_RETRY_SECONDS = 1.0
 METRICS_RETRY_SECONDS = 5.0
 LEAK_SECONDS = 300.0
 """Shortest grace period that sets the pace of looking for leaks; Calico's where none is given."""
-WATCHDOG_SECONDS = 90.0
-"""Felix's DataplaneWatchdogTimeout: a main loop that says nothing for so long is dead."""
 
 
 def prefixes(node: str) -> tuple[str, ...]:
@@ -73,6 +71,7 @@ class Agent:
         self.metrics = MetricsServer(remedy="mend the parameters PrometheusMetrics… of the FelixConfiguration")
         self.reporting = Reporting(self.felix, self.store, settings.name)
         self.health = Health()
+        self._watchdog = AgentParameters().watchdog
         self._datastore_problem = "not connected yet"
         self._stop = asyncio.Event()
         self._pools_changed = asyncio.Event()
@@ -83,8 +82,8 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        for name, timeout in (("startup", 0.0), ("datastore", 0.0), ("felix", WATCHDOG_SECONDS)):
-            self.health.register(name, timeout=timeout)
+        for name in ("startup", "datastore", "felix"):
+            self.health.register(name)
         settings = self.settings
         server = HttpServer(
             pages(self.health, self._report),
@@ -173,6 +172,7 @@ class Agent:
             parameters = AgentParameters.from_parameters(self.felix.parameters)
             problems = [f"{name}={value}: {reason}" for name, value, reason in parameters.problems]
             self.reporting.configure(parameters.reporting)
+            self._watchdog = parameters.watchdog
             retry = None
             try:
                 await self.metrics.configure(parameters.metrics)
@@ -225,9 +225,9 @@ class Agent:
         problem = self._datastore_problem
         self.health.report("datastore", ready=not problem, detail=problem or "in sync")
         felix = self.felix.status()
-        self.health.report(
-            "felix", ready=felix.ready, detail="; ".join(felix.reasons) or "the kernel is as it should be"
-        )
+        live = felix.busy_seconds <= self._watchdog
+        detail = "; ".join(felix.reasons) or "the kernel is as it should be"
+        self.health.report("felix", live=live, ready=felix.ready and live, detail=detail)
 
     async def status(self, _: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer to ``status``."""

@@ -12,6 +12,8 @@ from calipy.felix.parsing import Parser, Problem
 from calipy.node.metrics_server import MetricsSettings
 from calipy.node.settings import RUN_DIR
 
+DEFAULT_WATCHDOG: Final = 90.0
+SHORTEST_WATCHDOG: Final = 20.0
 CALICO_RUN_DIR: Final = Path("/var/run/calico")
 
 
@@ -38,10 +40,14 @@ class ReportingSettings:
 
 @dataclass(frozen=True, slots=True)
 class AgentParameters:
-    """Effective parameters, and those that could not be used and keep their defaults."""
+    """Effective parameters, and those that could not be used and keep their defaults.
+
+    ``watchdog``: seconds after which a Felix that does not get on counts as dead (DataplaneWatchdogTimeout).
+    """
 
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     reporting: ReportingSettings = field(default_factory=ReportingSettings)
+    watchdog: float = DEFAULT_WATCHDOG
     problems: tuple[Problem, ...] = ()
 
     @classmethod
@@ -55,7 +61,8 @@ class AgentParameters:
         values, problems = parsing.read(parameters, _KNOWN)
         if run_dir != _DEFAULT_RUN_DIR:
             values.setdefault("path_prefix", str(run_dir))
-        return cls(_of(MetricsSettings, values), _of(ReportingSettings, values), problems)
+        watchdog = values.get("watchdog", DEFAULT_WATCHDOG)
+        return cls(_of(MetricsSettings, values), _of(ReportingSettings, values), watchdog, problems)
 
 
 def _of(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -73,6 +80,13 @@ def _host(text: str) -> str:
     return text or "localhost"
 
 
+def _watchdog(text: str) -> float:
+    value = parsing.seconds(text)
+    if value < SHORTEST_WATCHDOG:
+        raise ValueError(f"expected {SHORTEST_WATCHDOG:g} s or more")
+    return value
+
+
 _DEFAULT_RUN_DIR: Final = Path("/run/calipy")
 _KNOWN: Final[dict[str, tuple[str, Parser]]] = {
     "PrometheusMetricsEnabled": ("enabled", parsing.boolean),
@@ -85,6 +99,7 @@ _KNOWN: Final[dict[str, tuple[str, Parser]]] = {
         "client_auth",
         parsing.choice("NoClientCert", "VerifyClientCertIfGiven", "RequireAnyClientCert", "RequireAndVerifyClientCert"),
     ),
+    "DataplaneWatchdogTimeout": ("watchdog", _watchdog),
     "ReportingIntervalSecs": ("interval", parsing.seconds),
     "ReportingTTLSecs": ("ttl", parsing.seconds),
     "EndpointReportingEnabled": ("endpoints", parsing.boolean),

@@ -12,11 +12,11 @@ from tests.support.matrix import Site
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*(?:\{[^}]*\})?) (\S+)")
 
 
-def get(site: Site, path: str, *, host: str = "127.0.0.1", port: int = 9091) -> tuple[int, str]:
+def get(site: Site, path: str, *, host: str = "127.0.0.1", port: int = 9091, timeout: float = 10.0) -> tuple[int, str]:
     """Status and body of a page, asked for from inside a namespace. Raises OSError if nobody listens."""
 
     def ask() -> tuple[int, str]:
-        connection = http.client.HTTPConnection(host, port, timeout=10)
+        connection = http.client.HTTPConnection(host, port, timeout=timeout)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()

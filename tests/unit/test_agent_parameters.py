@@ -32,6 +32,7 @@ def test_values_are_read_in_any_case() -> None:
             "PrometheusMetricsCAFile": "/a",
             "PrometheusMetricsClientAuth": "requireandverifyclientcert",
             "PrometheusGoMetricsEnabled": "false",
+            "DataplaneWatchdogTimeout": "30",
             "ReportingIntervalSecs": "0",
             "ReportingTTLSecs": "1m30s",
             "EndpointReportingEnabled": "true",
@@ -43,17 +44,24 @@ def test_values_are_read_in_any_case() -> None:
     )
     assert parameters.metrics == MetricsSettings(True, "0.0.0.0", 9999, "/c", "/k", "/a", "RequireAndVerifyClientCert")
     assert parameters.reporting == ReportingSettings(0, 90, True, 0.5, "region-eu", "/x")
+    assert parameters.watchdog == 30
     assert not parameters.problems
 
 
 def test_bad_values_keep_the_default_and_are_told() -> None:
     """One bad value does not spoil the others."""
     parameters = AgentParameters.from_parameters(
-        {"PrometheusMetricsEnabled": "true", "PrometheusMetricsPort": "70000", "ReportingTTLSecs": "soon"}
+        {
+            "PrometheusMetricsEnabled": "true",
+            "PrometheusMetricsPort": "70000",
+            "ReportingTTLSecs": "soon",
+            "DataplaneWatchdogTimeout": "1",
+        }
     )
     assert (parameters.metrics.enabled, parameters.metrics.port, parameters.reporting.ttl) == (True, 9091, 90)
     assert [(name, value) for name, value, _ in parameters.problems] == [
         ("PrometheusMetricsPort", "70000"),
+        ("DataplaneWatchdogTimeout", "1"),
         ("ReportingTTLSecs", "soon"),
     ]
 
