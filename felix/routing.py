@@ -158,7 +158,7 @@ class Routing:
             for route in have:
                 if want is not None and matches(want, route):
                     found = True
-                elif want is None or self._left_pod(want, route):
+                elif want is None or self._left_pod(want, route) or _hides_gateway(route, want):
                     if _interface(route) in self._grace:
                         continue
                     result.delete_first.append(route)
@@ -193,6 +193,17 @@ class Routing:
     def is_workload(self, interface: str) -> bool:
         """Whether the interface is one that pods have."""
         return is_workload_interface(interface, self._config.interface_prefixes)
+
+
+def _hides_gateway(have: Route, want: Route) -> bool:
+    """Whether a route has to go before the wanted one can be: an IPv6 gateway must not be behind another interface.
+
+    That it is onlink does not help (``ip6_route_check_nh_onlink``), and a tunnel's gateway lies in the block that the
+    route is for.
+    """
+    gateway = want.next_hops[0].gateway if want.next_hops else None
+    inside = gateway is not None and gateway.version == 6 and gateway in want.dst
+    return inside and bool(have.next_hops) and _interface(have) != _interface(want)
 
 
 def _interface(route: Route) -> str:

@@ -72,11 +72,11 @@ class VXLAN:
 
 @dataclass(frozen=True, slots=True)
 class FDBEntry:
-    """The other end that a MAC is behind. ``state``: NUD_ bits, 0x80 permanent."""
+    """The other end that a MAC is behind. ``permanent``: written by somebody, not learned."""
 
     mac: str
     address: IPAddress
-    state: int = _NUD_PERMANENT
+    permanent: bool = True
 
 
 class VXLANs:
@@ -138,7 +138,8 @@ class VXLANs:
             attributes = netlink.attributes(data, _NDMSG.size)
             if entry_index == index and _NDA_DST in attributes and _NDA_LLADDR in attributes:
                 address = ipaddress.ip_address(attributes[_NDA_DST])
-                found.append(FDBEntry(format_mac(attributes[_NDA_LLADDR]), address, state))
+                mac = format_mac(attributes[_NDA_LLADDR])
+                found.append(FDBEntry(mac, address, permanent=bool(state & _NUD_PERMANENT)))
         return found
 
     def set_fdb(self, name: str, entries: Sequence[FDBEntry]) -> list[int]:
@@ -154,7 +155,7 @@ class VXLANs:
 
 
 def _fdb(index: int, entry: FDBEntry) -> bytes:
-    body = _NDMSG.pack(_AF_BRIDGE, index, entry.state, _NTF_SELF, 0)
+    body = _NDMSG.pack(_AF_BRIDGE, index, _NUD_PERMANENT, _NTF_SELF, 0)
     body += netlink.attribute(_NDA_LLADDR, parse_mac(entry.mac))
     return body + netlink.attribute(_NDA_DST, entry.address.packed)
 

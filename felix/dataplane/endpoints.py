@@ -228,7 +228,6 @@ class Endpoints:
             self._read_interfaces()
         self._settling, self._unsettled = self._settling | self._unsettled, set()
         self._failed = False
-        self.cluster_problems = {}
         drift += self._configure_interfaces()
         await self._write_routes()
         self._settling = set()
@@ -307,6 +306,8 @@ class Endpoints:
 
     async def _write_routes(self) -> None:
         plan = self._routing.plan(self._actual, matches)
+        for dst in [dst for dst in self.cluster_problems if dst in self._routing.dirty]:
+            del self.cluster_problems[dst]
         self._routing.dirty.clear()
         self._note(self._table.apply(delete=plan.delete_first), plan.delete_first, deleted=True)
         if plan.forget:

@@ -12,7 +12,6 @@ import errno
 import ipaddress
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -71,7 +70,7 @@ class Tunnels:
         self._vteps: dict[VTEPID, VTEP] = {}
         self._own: Host | None = None
         self._placed: dict[str, VXLAN] = {}
-        self._sent: dict[str, tunnels.Entries] = {}
+        self._entries: dict[str, tunnels.Entries] = {}
         self._due: float | None = float("-inf")
 
     def close(self) -> None:
@@ -94,6 +93,7 @@ class Tunnels:
                 self._vteps.pop(identity, None)
             else:
                 self._vteps[identity] = vtep
+            self._entries.clear()
             self.resync()
 
     def on_event(self, event: LinkEvent | AddressEvent, now: float) -> bool:
@@ -240,18 +240,18 @@ class Tunnels:
 
     def _write_entries(self, name: str, family: Family, *, known: bool) -> list[Difference]:
         """``known``: the device is what it was, so that differences not asked for are somebody else's doing."""
-        desired = tunnels.entries(self._vteps, family, name)
+        desired = self._entries.get(name) or tunnels.entries(self._vteps, family, name)
         neighbours = [entry for entry in self._links.list_neighbours(interface=name) if entry.state == _NUD_PERMANENT]
         own_family = frozenset(entry for entry in neighbours if entry.address.version == family)
-        fdb = frozenset(replace(entry, state=_NUD_PERMANENT) for entry in self._vxlans.list_fdb(name))
+        fdb = frozenset(self._vxlans.list_fdb(name))
         work = tunnels.difference(desired, tunnels.Entries(own_family, fdb))
         self._note(work.set_neighbours, self._links.set_neighbours(work.set_neighbours))
         self._note(work.set_fdb, self._vxlans.set_fdb(name, work.set_fdb))
         self._note(work.delete_fdb, self._vxlans.delete_fdb(name, work.delete_fdb))
         self._note(work.delete_neighbours, self._links.delete_neighbours(work.delete_neighbours))
-        sent = self._sent.get(name)
-        self._sent[name] = desired
-        if not known or sent != desired:
+        asked = self._entries.get(name) is not desired
+        self._entries[name] = desired
+        if asked or not known:
             return []
         missing = [
             Difference("neighbour", f"{name} {e.address}", e.mac, "absent or different") for e in work.set_neighbours

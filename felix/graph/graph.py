@@ -194,7 +194,7 @@ class Graph:
 
     def _configure(self, config: FelixConfig) -> None:
         self._allow_spoofing(config.spoofing_allowed)
-        self._tunnels.configure(ipip=config.ipip_enabled, vxlan=config.vxlan_enabled)
+        self._tunnels.configure(ipip=config.ipip_enabled, vxlan=config.vxlan_enabled, ipv6=config.ipv6_support)
         self._owned = config.cluster_routes
 
     def _allow_spoofing(self, allowed: bool) -> None:

@@ -73,6 +73,7 @@ class ClusterRoutes:
         self._lent: dict[Prefix, str] = {}
         self._nodes: dict[str, _Node] = {}
         self._tunnels: defaultdict[Prefix, set[str]] = defaultdict(set)
+        self._numbers: dict[Family, dict[int, Prefix]] = {4: {}, 6: {}}  # tunnel addresses
         self._addresses: defaultdict[Prefix, set[str]] = defaultdict(set)
         self._of_node: defaultdict[str, set[Prefix]] = defaultdict(set)
         self._dirty: set[Prefix] = set()
@@ -139,6 +140,12 @@ class ClusterRoutes:
             for prefix in after - before:
                 index[prefix].add(name)
             self._dirty |= before | after
+        for prefix in old.tunnels | new.tunnels:
+            numbers, number = self._numbers[prefix.version], int(prefix.network_address)
+            if prefix in self._tunnels:
+                numbers[number] = prefix
+            else:
+                numbers.pop(number, None)
         self._dirty |= self._of_node.get(name, set())
         if name == self._hostname and old.addresses != new.addresses:
             self._mark_all()
@@ -211,10 +218,12 @@ class ClusterRoutes:
         return self._by_prefix[max(around, key=lambda prefix: prefix.prefixlen)] if around else None
 
     def _tunnels_in(self, cidr: Prefix) -> Iterator[Prefix]:
-        if cidr.num_addresses < len(self._tunnels):
-            yield from (prefix for address in cidr if (prefix := host_prefix(address)) in self._tunnels)
+        """Tunnel addresses inside a block. O(its size), or O(nodes) if they are fewer."""
+        found, first = self._numbers[cidr.version], int(cidr.network_address)
+        if cidr.num_addresses < len(found):
+            yield from (found[number] for number in range(first, first + cidr.num_addresses) if number in found)
         else:
-            yield from (prefix for prefix in self._tunnels if prefix.network_address in cidr)
+            yield from (prefix for prefix in found.values() if prefix.network_address in cidr)
 
     def _move(self, dst: Prefix, old: str | None, new: str | None) -> None:
         if old is not None:

@@ -36,13 +36,14 @@ class Tunnels:
         self._nodes: dict[str, NodeSpec] = {}
         self._ipip: bool | None = None
         self._vxlan: bool | None = None
+        self._ipv6 = True
         self._dirty: set[str] = set()
         self._sent: dict[VTEPID, VTEP] = {}
         self.encapsulation: Encapsulation | None = None
 
-    def configure(self, *, ipip: bool | None, vxlan: bool | None) -> None:
+    def configure(self, *, ipip: bool | None, vxlan: bool | None, ipv6: bool) -> None:
         """Overrides of what the pools say (ipipEnabled; vxlanEnabled, which is for IPv4 only, as in Felix)."""
-        self._ipip, self._vxlan = ipip, vxlan
+        self._ipip, self._vxlan, self._ipv6 = ipip, vxlan, ipv6
 
     def set_pool(self, name: str, pool: Pool | None) -> None:
         """Add, replace or (None) remove a pool."""
@@ -77,7 +78,7 @@ class Tunnels:
         return Encapsulation(
             ipip=("ipip", False) in kinds if self._ipip is None else self._ipip,
             vxlan=("vxlan", False) in kinds if self._vxlan is None else self._vxlan,
-            vxlan6=("vxlan", True) in kinds,
+            vxlan6=("vxlan", True) in kinds and self._ipv6,
         )
 
     def _vtep(self, name: str, family: Family) -> VTEP | None:

@@ -120,7 +120,9 @@ def test_the_device_is_what_felix_makes(pair: Cluster) -> None:
     assert own == ["10.65.1.0/32"]
     assert entries(n1) == ({"10.65.3.0": vtep_mac("n3", 4)}, {vtep_mac("n3", 4): n3.address})
     settings = make("FelixConfiguration", "default", {"vxlanVNI": 99, "vxlanPort": 4799, "vxlanMTU": 1300})
+    routes = n1.routes()
     pair.become([*pair.objects(*vxlan("Always")), settings])
+    assert n1.routes() == routes  # the kernel dropped them with the old device
     shown = device(n1)
     data = shown["linkinfo"]["info_data"]
     assert (data["id"], data["port"], shown["mtu"]) == (99, 4799, 1300)
@@ -401,8 +403,9 @@ def test_routes_change_without_loss(cluster: Cluster) -> None:
     reach(n1.pod.ns, n2.pod.address)
     argv = ["ping", "-n", "-q", "-i", "0.01", "-c", "300", "-W", "2", n2.pod.address]
     with kernel_netns_process(n1.pod.ns, argv) as finish:
-        for mode in ("CrossSubnet", "Always", "CrossSubnet"):
+        for mode, way in (("CrossSubnet", f"{n2.address6} eth0"), ("Always", "fd65::200 vxlan-v6.calico")) * 2:
             cluster.become(cluster.objects(*vxlan(mode)))
+            assert n1.way("fd65::200/122") == way
         printed = finish()
     assert ", 0% packet loss" in printed
 

@@ -137,6 +137,8 @@ def test_which_tunnels_are_needed() -> None:
     assert enforce([CROSS]).encapsulation == Encapsulation(vxlan=True)
     assert enforce([pool("fd65::/112", vxlanMode="Always")]).encapsulation == Encapsulation(vxlan6=True)
     assert enforce([pool(ipipMode="Always")]).encapsulation == Encapsulation(ipip=True)
+    four_only = make("FelixConfiguration", "default", {"ipv6Support": False})
+    assert enforce([pool("fd65::/112", vxlanMode="Always"), four_only]).encapsulation == Encapsulation()
     override = make("FelixConfiguration", "default", {"ipipEnabled": True, "vxlanEnabled": False})
     assert enforce([VXLAN, override]).encapsulation == Encapsulation(ipip=True)
     assert routes(VXLAN, override, HERE, NEAR, *BLOCKS[:2]) == {}

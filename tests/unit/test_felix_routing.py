@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import replace
 
 from calipy.felix.config import FelixConfig
-from calipy.felix.messages import ClusterRoute, EndpointID, WorkloadEndpoint
+from calipy.felix.messages import VTEP, ClusterRoute, EndpointID, WorkloadEndpoint
 from calipy.felix.ownership import owns_route
 from calipy.felix.routing import GRACE, Routing
 from calipy.kernel.routes import matches
@@ -151,6 +151,20 @@ def test_an_ipv6_route_is_replaced_in_place_too() -> None:
     old = Route(block, next_hops=(NextHop(ipaddress.ip_address("fd20::12"), "eth0", onlink=True),), metric=1024)
     plan = desired.plan({block: (old,)}, matches)
     assert (plan.delete_first, plan.delete_last, len(plan.replace)) == ([], [], 1)
+
+
+def test_an_ipv6_route_that_hides_the_gateway_goes_first() -> None:
+    """The kernel refuses a gateway that the block's own old route leads to by another interface."""
+    desired, block = routing(), ipaddress.ip_network("fd65::200/122")
+    desired.set_link("vxlan-v6.calico", 9, 0)
+    desired.set_vtep(("n2", 6), VTEP("66:00:00:00:00:02", "fd65::200", "fd20::12"))
+    desired.set_cluster_route(block, ClusterRoute("vxlan", "n2", "fd20::12"))
+    near = Route(block, next_hops=(NextHop(ipaddress.ip_address("fd20::12"), "eth0", onlink=True),), metric=1024)
+    plan = desired.plan({block: (near,)}, matches)
+    assert (plan.delete_first, plan.forget, len(plan.replace)) == ([near], [], 1)
+    desired.dirty.add(block)
+    reject = Route(block, "blackhole", metric=1024)
+    assert not desired.plan({block: (reject,)}, matches).delete_first
 
 
 def test_connections_are_forgotten_only_where_a_pod_was() -> None:

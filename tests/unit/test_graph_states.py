@@ -71,6 +71,7 @@ VXLAN6 = make("IPPool", "six", {"cidr": "fd65::/112", "vxlanMode": "CrossSubnet"
 N1 = make("Node", "n1", {"bgp": {"ipv4Address": "172.20.0.11/24"}, "ipv4VXLANTunnelAddr": "10.65.1.1"})
 N1_MOVED = make("Node", "n1", {"bgp": {"ipv4Address": "172.21.0.11/24", "ipv6Address": "fd20::11/64"}})
 N2 = make("Node", "n2", {"bgp": {"ipv4Address": "172.20.0.12/24"}, "ipv4VXLANTunnelAddr": "10.65.2.1"})
+N2_AWAY = make("Node", "n2", {"bgp": {"ipv4Address": "172.22.0.12/24"}, "ipv4VXLANTunnelAddr": "10.65.2.1"})
 N2_BORROWS = make("Node", "n2", {"bgp": {"ipv4Address": "172.21.0.12/24"}, "ipv4VXLANTunnelAddr": "10.65.1.7"})
 N3 = make("Node", "n3", {"bgp": {"ipv4Address": "172.20.0.13/24"}, "ipv4VXLANTunnelAddr": "10.65.2.1"})
 N3_INSIDE = make("Node", "n3", {"bgp": {"ipv4Address": "10.65.2.9/24"}, "ipv4VXLANTunnelAddr": "10.65.9.9"})
@@ -134,6 +135,7 @@ SCENARIOS: dict[str, list[list[Object]]] = {
     ],
     "cluster routes": [
         [VXLAN, N1, N2, B1, B2],
+        [VXLAN, N1, N2_AWAY, B1, B2],
         [VXLAN, N1, N2, N3, B1_LENDS, B2_LENDS, SINGLE],
         [VXLAN_CROSS, N1, N2_BORROWS, N3, B1_LENT_ON, B2_MOVED],
         [IPIP, N1_MOVED, N2, N3_INSIDE, B1, B2_LENDS, SINGLE],
