@@ -62,8 +62,9 @@ class Agent:
         }
         self.start()
 
-    def start(self) -> None:
-        """Start it, or start it again."""
+    def start(self, **variables: str) -> None:
+        """Start it, or start it again, with these variables changed."""
+        self._environment.update(variables)
         self._run_dir.mkdir(mode=0o700, exist_ok=True)
         with self.log.open("ab") as out:
             self._process = subprocess.Popen(
