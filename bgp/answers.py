@@ -74,7 +74,7 @@ class Answers:
             "router_id": str(router.peering.router_id or ""),
             "as_number": router.peering.local_as,
             "cluster_routes": router.cluster.mode or "",
-            "peers": status.peers(states, router.rib),
+            "peers": status.peers(states, router.rib, router.speaker.refused()),
             "rib": {"paths": paths, "prefixes": prefixes, "malformed_events": router.sessions.malformed},
             "fib": {
                 "routes": len(kernel.actual),

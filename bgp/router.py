@@ -22,7 +22,7 @@ from calipy.bgp.cluster import ClusterRoutes
 from calipy.bgp.exabgp.config import SpeakerSession, checked_key, environment
 from calipy.bgp.exabgp.events import Event, ShownRoute
 from calipy.bgp.exabgp.process import Paths
-from calipy.bgp.exabgp.speaker import Speaker
+from calipy.bgp.exabgp.speaker import MEMORY_LIMIT, Speaker
 from calipy.bgp.exporting import ExportPolicy
 from calipy.bgp.forwarding import Forwarding
 from calipy.bgp.importing import ImportPolicy
@@ -53,12 +53,14 @@ class Options:
         secrets_dir: passwords of sessions: ``<secrets_dir>/<secret name>/<key>``, as Kubernetes mounts Secrets.
         router_id: an IPv4 address, ``hash``, or "" for the node's address.
         cluster_routes: ``bgp``, ``datastore``, or "" for what the BGPConfiguration's annotation says.
+        memory_limit: bytes beyond which ExaBGP is restarted.
     """
 
     run_dir: Path = field(default_factory=api_client.run_dir)
     secrets_dir: Path = Path("/etc/calipy/secrets")
     router_id: str = ""
     cluster_routes: str = ""
+    memory_limit: int = MEMORY_LIMIT
 
 
 class Router:
@@ -87,7 +89,7 @@ class Router:
         self.forwarding = Forwarding(self.rib, kernel)
         self.peering = Peering({}, {})
         self.paths = Paths(options.run_dir / "exabgp")
-        self.speaker = Speaker(self.paths, self)
+        self.speaker = Speaker(self.paths, self, memory_limit=options.memory_limit)
         self.problems: dict[str, str] = {}
         self.export_policy = ExportPolicy()
         self._reflecting = False

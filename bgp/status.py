@@ -53,23 +53,27 @@ def reasons(condition: Condition, states: Mapping[IPAddress, SessionState]) -> l
     return []
 
 
-def peers(states: Mapping[IPAddress, SessionState], rib: Rib) -> list[dict[str, Any]]:
-    """One entry a session, in order of address."""
-    return [_peer(state, rib) for _, state in sorted(states.items(), key=lambda item: (item[0].version, int(item[0])))]
+def peers(
+    states: Mapping[IPAddress, SessionState], rib: Rib, unusable: Mapping[IPAddress, str]
+) -> list[dict[str, Any]]:
+    """One entry a session, in order of address; ``unusable``: why ExaBGP does not take some of them."""
+    ordered = sorted(states.items(), key=lambda item: (item[0].version, int(item[0])))
+    return [_peer(state, rib, unusable.get(peer, "")) for peer, state in ordered]
 
 
-def _peer(state: SessionState, rib: Rib) -> dict[str, Any]:
+def _peer(state: SessionState, rib: Rib, unusable: str) -> dict[str, Any]:
     session = state.session
     paths, stale, refused = rib.counts(session.peer)
+    cause = f"left out, ExaBGP refuses it: {unusable}" if unusable else state.cause
     return {
         "address": str(session.peer),
         "type": session.type,
         "state": "up" if state.up else "start",
         "since": clock.rfc3339(state.since),
-        "info": state.info,
+        "info": f"Idle: {cause}" if unusable else state.info,
         "as_number": session.peer_as,
         "node": session.node,
-        "cause": state.cause,
+        "cause": cause,
         "local_address": str(session.local or ""),
         "passive": session.passive,
         "paths": paths,

@@ -126,6 +126,13 @@ class SpeakerProcess:
         logger.info("exabgp started", pid=child.pid)
         return speaker
 
+    def resident(self) -> int:
+        """Bytes of memory that it occupies, 0 once it is gone."""
+        try:
+            return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+        except OSError:
+            return 0
+
     async def wait(self) -> None:
         """Until the process has ended, whoever started it."""
         loop = asyncio.get_running_loop()
@@ -167,13 +174,26 @@ async def install(paths: Paths, text: str) -> str:
         What is wrong with it, or "".
     """
     candidate = paths.configuration.with_suffix(".conf.new")
-    write_private(candidate, text)
-    checked = await programs.run_async([*EXABGP, "validate", str(candidate)], timeout=60)
-    if checked.returncode:
+    if problem := await objection(candidate, text):
         candidate.unlink(missing_ok=True)
-        return (checked.stdout + checked.stderr).strip()[-500:] or f"exit status {checked.returncode}"
+        return problem
     candidate.rename(paths.configuration)
     return ""
+
+
+async def objection(candidate: Path, text: str) -> str:
+    """What ExaBGP finds wrong with a configuration, or ""; leaves it in ``candidate``. Takes some 0.2 s.
+
+    Never shows a line with a key.
+    """
+    write_private(candidate, text)
+    checked = await programs.run_async([*EXABGP, "validate", str(candidate)], timeout=60)
+    if not checked.returncode:
+        return ""
+    said = [line.strip() for line in checked.stderr.splitlines() if line.strip() and "md5-password" not in line]
+    line = next((line.partition(":")[2].strip() for line in said if line.startswith("line ")), "")
+    reason = said[-1] if said else f"exit status {checked.returncode}"
+    return f"{reason} (at {line!r})" if line else reason
 
 
 def write_private(path: Path, text: str) -> None:

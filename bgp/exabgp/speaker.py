@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from calipy import clock, log
 from calipy.bgp.adj_rib_out import AdjRibOut
-from calipy.bgp.exabgp import commands, config
+from calipy.bgp.exabgp import checking, commands, config
 from calipy.bgp.exabgp.channel import Channel, ChannelClosedError, ChannelServer, SpeakerUnusableError
 from calipy.bgp.exabgp.config import SpeakerSession
 from calipy.bgp.exabgp.events import Event, Neighbour, NeighbourTable, ShownRoute
@@ -36,6 +36,10 @@ RELOAD_SECONDS: Final = 5.0
 RELOAD_QUIET: Final = 0.3
 RELOAD_DELAY: Final = 3.0
 """Nodes join in bursts: a reload waits until nothing has changed for ``RELOAD_QUIET``, at most ``RELOAD_DELAY``."""
+MEMORY_LIMIT: Final = 1 << 30
+"""Bytes that ExaBGP may occupy; it needs some 4 KB per route and peer (100,000 different routes: 0.3 GB)."""
+MEMORY_PAUSE: Final = 600.0
+"""Seconds between two restarts over memory: if it grows back at once, it is needed."""
 WITHDRAW_SECONDS: Final = 1.0
 """Time for withdrawals to leave before their neighbour is removed."""
 
@@ -59,7 +63,9 @@ class Owner(Protocol):
 class Speaker:
     """ExaBGP, as one object with desired states."""
 
-    def __init__(self, paths: Paths, owner: Owner) -> None:
+    def __init__(self, paths: Paths, owner: Owner, *, memory_limit: int = MEMORY_LIMIT) -> None:
+        self._memory_limit = memory_limit
+        self._memory_restart: float | None = None
         self._paths = paths
         self._owner = owner
         self._out = AdjRibOut()
@@ -73,7 +79,8 @@ class Speaker:
         self._changed_at = self._first_changed_at = 0.0
         self._process: SpeakerProcess | None = None
         self._reloading = self._returned = False
-        self._refused = ""
+        self._refused: dict[SpeakerSession, str] = {}
+        self._refused_text = ""
         self.synchronised = False
         self.problem = ""
 
@@ -110,6 +117,10 @@ class Speaker:
     def told(self, peer: IPAddress) -> Mapping[Prefix, Attributes]:
         """Adj-RIB-Out of a peer, as ExaBGP has acknowledged it."""
         return self._out.told(peer)
+
+    def refused(self) -> Mapping[IPAddress, str]:
+        """Peers whose sections ExaBGP does not take, so that they are left out, and what it says of each."""
+        return {one.session.peer: reason for one, reason in self._refused.items()}
 
     async def run(self) -> None:
         """Keep ExaBGP running until cancelled; then leave it running."""
@@ -149,8 +160,7 @@ class Speaker:
         self._loaded = None
         if process is None:
             # Sessions may change while the file is checked: what is loaded is what was written.
-            loaded = config.neighbours(self._sessions.values())
-            problem = await install(self._paths, self._text())
+            problem, loaded = await self._install()
             if problem:
                 raise ChannelClosedError(f"ExaBGP refuses its configuration: {problem}")
             self._loaded = loaded
@@ -220,8 +230,18 @@ class Speaker:
                 if clock.monotonic() - asked >= WATCHDOG_SECONDS:
                     await channel.ask(commands.VERSION)
                     asked = clock.monotonic()
+                    self._check_memory(asked)
         finally:
             closed.cancel()
+
+    def _check_memory(self, now: float) -> None:
+        """Restart an ExaBGP that has grown too large, under graceful restart: no route is lost by it."""
+        used = self._process.resident() if self._process else 0
+        if used <= self._memory_limit:
+            return
+        if self._memory_restart is None or now - self._memory_restart > MEMORY_PAUSE:
+            self._memory_restart = now
+            raise SpeakerUnusableError(f"it occupies {used >> 20} MB, more than {self._memory_limit >> 20} MB")
 
     async def _sleep(self, seconds: float, ended: asyncio.Task[None], closed: asyncio.Task[None]) -> None:
         """Until there is something to do, or the end of the conversation."""
@@ -253,32 +273,52 @@ class Speaker:
         except OSError:
             text = ""
         have = {one.peer for one in neighbours}
-        sections = config.neighbours(self._sessions.values())
+        sections = config.neighbours(self._usable())
         return {peer: section if (section := sections.get(peer, "")) in text else "" for peer in have}
 
     # Configuration
 
     def _reload_due(self) -> bool:
-        if self._loaded is None or self._loaded == config.neighbours(self._sessions.values()):
+        if self._loaded is None or self._loaded == config.neighbours(self._usable()):
             return False
-        return self._text() != self._refused
+        return self._text() != self._refused_text
 
     def _reload_delay(self) -> float:
         """Seconds to wait for more changes before the reload that is due."""
         return min(self._changed_at + RELOAD_QUIET, self._first_changed_at + RELOAD_DELAY) - clock.monotonic()
 
+    def _usable(self) -> list[SpeakerSession]:
+        """Sessions without those that ExaBGP is known to refuse."""
+        return [one for one in self._sessions.values() if one not in self._refused]
+
     def _text(self) -> str:
-        return config.render(self._sessions.values(), self._paths.relay_argv())
+        return config.render(self._usable(), self._paths.relay_argv())
+
+    async def _install(self) -> tuple[str, Mapping[IPAddress, str]]:
+        """Put the configuration in place without what ExaBGP refuses; what is still wrong with it, and its sections."""
+        self._refused = {one: reason for one, reason in self._refused.items() if one in self._sessions.values()}
+        usable = self._usable()
+        if not (problem := await install(self._paths, config.render(usable, self._paths.relay_argv()))):
+            return "", config.neighbours(usable)
+        bad = await checking.refused(self._paths, usable)
+        for one in usable:
+            if reason := bad.get(one.session.peer):
+                logger.error("neighbour refused, left out", peer=str(one.session.peer), reason=reason)
+                self._refused[one] = reason
+        usable = [one for one in usable if one not in self._refused]
+        if bad:
+            problem = await install(self._paths, config.render(usable, self._paths.relay_argv()))
+        return problem, config.neighbours(usable)
 
     async def _reload(self, channel: Channel) -> None:
         loaded = self._loaded or {}
-        wanted = config.neighbours(self._sessions.values())
-        text = self._text()
-        problem = await install(self._paths, text)
+        problem, wanted = await self._install()
         if problem:
             self.problem = f"ExaBGP refuses its configuration: {problem}"
             logger.error("configuration refused, the old one stays", reason=problem)
-            self._refused = text
+            self._refused_text = self._text()
+            return
+        if wanted == loaded:
             return
         removed = [peer for peer in loaded if peer not in wanted and self._out.told(peer)]
         vanishing: dict[IPAddress, dict[Prefix, Attributes]] = {peer: {} for peer in removed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,44 @@ def test_a_flood_of_routes_meets_its_limit(bgp_lab: BgpLab) -> None:
     assert n1.up(n2.address, "10.77.1.254")
     assert n1.peers()[n2.address]["flaps"] == 0
     assert "10.244.2.0/26" in n1.gateways()
+
+
+def test_a_session_that_exabgp_refuses_is_left_out(bgp_lab: BgpLab) -> None:
+    """One section that ExaBGP does not take is named with the reason; the others are loaded, then and later."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.block("10.244.2.0/26", "n2")
+    bgp_lab.block("10.244.3.0/26", "n3")
+    bgp_lab.peer("odd", peer_ip="fe80::1%eth0", as_number=64500)
+    n1 = bgp_lab.node("n1", "10.77.1.1/24", address6="fd77:1::1/64")
+    n2 = bgp_lab.node("n2", "10.77.1.2/24")
+    eventually_is("routes", {"10.244.2.0/26": (n2.address,)}, n1.gateways)
+    odd = n1.peers()["fe80::1%eth0"]
+    assert odd["info"].startswith("Idle: left out, ExaBGP refuses it: ")
+    assert "invalid IP address" in odd["cause"]
+    n3 = bgp_lab.node("n3", "10.77.1.3/24")
+    eventually_is("reloaded", {"10.244.2.0/26": (n2.address,), "10.244.3.0/26": (n3.address,)}, n1.gateways)
+    assert n1.peers()[n2.address]["flaps"] == 0
+    exabgp = n1.exabgp()
+    bgp_lab.peer("odd", peer_ip="10.77.1.254", as_number=64500)
+    eventually("mended", lambda: set(n1.peers()) == {n2.address, n3.address, "10.77.1.254"})
+    bird = bgp_lab.bird(bgp_lab.fabric, tor({"n1": n1.address}).replace("local as 64500", "local 10.77.1.254 as 64500"))
+    eventually("its session", lambda: n1.up("10.77.1.254"), timeout=40)
+    assert "Established" in bird.ask("show protocols n1")
+    assert n1.exabgp() == exabgp
+
+
+def test_an_exabgp_that_has_grown_too_large_is_restarted_once(bgp_lab: BgpLab) -> None:
+    """Above its memory limit ExaBGP is restarted without losing a packet; not again if it grows back at once."""
+    n1, n2 = pair(bgp_lab)
+    ping = Pinger(n1.ns, "10.244.2.1", bgp_lab.directory / "ping", interval=0.05)
+    exabgp = n1.exabgp()
+    n1.kill()
+    n1.start(BGPD_MEMORY_LIMIT="1000000")
+    eventually("another ExaBGP", lambda: n1.exabgp() not in (0, exabgp))
+    eventually("session is back", lambda: n1.up(n2.address) and n2.up(n1.address))
+    eventually_is("routes", {"10.244.2.0/26": (n2.address,)}, n1.gateways)
+    replaced = n1.exabgp()
+    time.sleep(6)  # the watchdog looks every 5 s
+    assert n1.exabgp() == replaced
+    assert "occupies" in n1.told()
+    assert ping.stop()[1] == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from calipy import log
 from calipy.bgp.daemon import main
+from calipy.bgp.exabgp.speaker import MEMORY_LIMIT
 from calipy.bgp.router import Options
 from calipy.datastore.connect import EtcdConfig, connect
 
@@ -16,7 +17,11 @@ from calipy.datastore.connect import EtcdConfig, connect
 async def _run(node: str, directory: str) -> int:
     store = connect(EtcdConfig.from_environment(os.environ))
     run_dir = Path(directory)
-    options = Options(run_dir=run_dir, secrets_dir=run_dir / "secrets")
+    options = Options(
+        run_dir=run_dir,
+        secrets_dir=run_dir / "secrets",
+        memory_limit=int(os.environ.get("BGPD_MEMORY_LIMIT", MEMORY_LIMIT)),
+    )
     return await main(store, node, options)
 
 
