@@ -90,10 +90,10 @@ class BgpNode:
         self.directory.mkdir(exist_ok=True)
         self.bgpd: Program | None = None
 
-    def start(self) -> None:
+    def start(self, **environ: str) -> None:
         """Start bgpd."""
         argv = [sys.executable, "-m", "tests.support.bgpd_process", self.name, str(self.directory)]
-        self.bgpd = Program(self.ns, argv, self.directory / "bgpd.log", ETCD_ENDPOINTS=ETCD)
+        self.bgpd = Program(self.ns, argv, self.directory / "bgpd.log", ETCD_ENDPOINTS=ETCD, **environ)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> None:
         """Kill bgpd; ExaBGP lives on."""
