@@ -23,12 +23,13 @@ Backend = Literal["auto", "nft", "legacy"]
 
 MTU_INTERFACES: Final = r"^((en|wl|ww|sl|ib)[Pcopsvx].*|(eth|wlan|wwan).*)"
 """Names of physical links, whose MTU bounds that of the pods."""
-_CLUSTER_ROUTES: Final[dict[str, frozenset[Encap]]] = {
+CLUSTER_ROUTES: Final[dict[str, frozenset[Encap]]] = {
     "Enabled": frozenset({"ipip", "none"}),
     "Disabled": frozenset(),
     "EnabledIPIPOnly": frozenset({"ipip"}),
     "EnabledNoEncapOnly": frozenset({"none"}),
 }
+"""What ``programClusterRoutes`` claims, here and in a BGPConfiguration; VXLAN is Felix's in any case."""
 
 
 class FailsafePort(NamedTuple):
@@ -204,7 +205,7 @@ def _loop_action(text: str) -> str:
 
 def _cluster_routes(text: str) -> frozenset[Encap]:
     """Pools without VXLAN whose routes are the agent's; those with it always are."""
-    return _CLUSTER_ROUTES[parsing.choice(*_CLUSTER_ROUTES)(text or "Disabled")]
+    return CLUSTER_ROUTES[parsing.choice(*CLUSTER_ROUTES)(text or "Disabled")]
 
 
 def _pattern(text: str) -> re.Pattern[str]:

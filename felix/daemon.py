@@ -42,6 +42,9 @@ class ChangeSource(Protocol):
 
     datastore_ready: bool | None
 
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+
     def on_update(self, key: Any, value: Any) -> None: ...
     def on_in_sync(self) -> None: ...
     def flush(self) -> Changes: ...
@@ -198,7 +201,7 @@ class Felix:
             errors=errors,
             endpoints=self._dataplane.endpoints() if self._started else {},
             drift=tuple(self._dataplane.recent_drift),
-            warnings=tuple(self._dataplane.warnings) if self._started else (),
+            warnings=(*self._graph.warnings, *self._dataplane.warnings) if self._started else (),
             applied_revision=self._applied_revision,
             busy_seconds=busy,
             host_endpoints=self._dataplane.host_endpoints() if self._started else {},

@@ -22,22 +22,24 @@ Source: Calico ``felix/calc/calc_graph.go``, ``felix/design/calc-graph.md``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from calipy.datastore.keys import BlockKey, Key, ResourceKey
 from calipy.errors import InvalidInputError
-from calipy.felix.config import FelixConfig
+from calipy.felix.config import CLUSTER_ROUTES, FelixConfig
 from calipy.felix.graph import endpoints, nodes
 from calipy.felix.graph.active import ActiveRules
 from calipy.felix.graph.config import Configuration
 from calipy.felix.graph.ipsets import IPSets
 from calipy.felix.graph.nodes import Nodes
-from calipy.felix.graph.routes import ClusterRoutes
+from calipy.felix.graph.routes import ClusterRoutes, disputes
 from calipy.felix.graph.statistics import GraphStatistics
 from calipy.felix.graph.tunnels import Tunnels
 from calipy.felix.messages import Changes, Encap, Encapsulation
 from calipy.net import Family
 from calipy.policy.model import POLICY_KINDS
+
+_BGP_DEFAULT: Final = "EnabledNoEncapOnly"
 
 
 class Graph:
@@ -65,7 +67,8 @@ class Graph:
         self._nodes = Nodes(hostname)
         self._tunnels = Tunnels(hostname)
         self._routes = ClusterRoutes(hostname)
-        self._owned: frozenset[Encap] = frozenset()  # pools without VXLAN whose routes are Felix's
+        self._owned = FelixConfig().cluster_routes
+        self._bgps = CLUSTER_ROUTES[_BGP_DEFAULT]
         self._config = Configuration(hostname, environment or {}, self._report)
         self._handlers: dict[str, Callable[[ResourceKey, Any], None]] = {
             "WorkloadEndpoint": self._on_workload,
@@ -126,6 +129,11 @@ class Graph:
             },
             index=index,
         )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What configurations say that cannot be meant. O(pools)."""
+        return disputes(self._tunnels.in_use(), self._owned, self._bgps)
 
     def _report(self, key: Key, problem: str) -> None:
         if problem:
@@ -238,6 +246,8 @@ class Graph:
 
     def _on_bgp_configuration(self, key: ResourceKey, value: Any) -> None:
         if key.name == "default":
+            claimed = value.spec.program_cluster_routes if value is not None else ""
+            self._bgps = CLUSTER_ROUTES.get(claimed or _BGP_DEFAULT, frozenset())
             try:
                 self._nodes.set_services(value)
                 self._report(key, "")

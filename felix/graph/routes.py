@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final
 
@@ -30,6 +31,18 @@ def encapsulation(pool: Pool) -> Encap:
     if pool.vxlan_mode not in _OFF:
         return "vxlan"
     return "ipip" if pool.ipip_mode not in _OFF else "none"
+
+
+def disputes(in_use: AbstractSet[Encap], felix: AbstractSet[Encap], bgp: AbstractSet[Encap]) -> tuple[str, ...]:
+    """Kinds of pools in use whose routes both sides claim, or neither, in words for people."""
+    names: dict[Encap, str] = {"none": "pools without encapsulation", "ipip": "IPIP pools"}
+    found = []
+    for encap, name in names.items():
+        sides = (encap in felix) + (encap in bgp)
+        if encap in in_use and sides != 1:
+            who = "both FelixConfiguration and BGPConfiguration claim" if sides else "nobody claims"
+            found.append(f"programClusterRoutes: {who} the routes of {name}")
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Final
 from calipy.datastore.resources import NodeSpec
 from calipy.felix.graph.nodes import addresses
 from calipy.felix.graph.routes import encapsulation
-from calipy.felix.messages import VTEP, VTEPID, Changes, Encapsulation, Pool
+from calipy.felix.messages import VTEP, VTEPID, Changes, Encap, Encapsulation, Pool
 from calipy.net import Family
 
 _MAC: Final = re.compile(r"[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
@@ -72,6 +72,10 @@ class Tunnels:
                 self._send((name, family), vtep, changes)
         self._dirty = set()
         return wanted
+
+    def in_use(self) -> set[Encap]:
+        """What pools of pods ask for. O(pools)."""
+        return {encapsulation(pool) for pool in self._pools.values() if not pool.load_balancer_only}
 
     def _wanted(self) -> Encapsulation:
         kinds = {(encapsulation(pool), ":" in pool.cidr) for pool in self._pools.values()}

@@ -28,6 +28,7 @@ class Script:
 
     def __init__(self) -> None:
         self.datastore_ready: bool | None = True
+        self.warnings = ()
         self.waiting: list[Changes] = []
         self.in_sync = False
 

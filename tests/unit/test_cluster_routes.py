@@ -114,6 +114,33 @@ def test_whose_routes_they_are(modes: dict[str, str], configuration: str, *, our
     assert bool(routes(pool(**modes), HERE, NEAR, *BLOCKS[:2], *given)) == ours
 
 
+@pytest.mark.parametrize(
+    ("pools", "felix", "bgp", "told"),
+    [
+        ([{}], "", "", []),
+        ([{"vxlanMode": "Always"}], "Enabled", "Enabled", []),
+        ([{}], "Enabled", "", ["both", "without encapsulation"]),
+        ([{}], "", "Disabled", ["nobody", "without encapsulation"]),
+        ([{"ipipMode": "Always"}], "", "Enabled", ["both", "IPIP"]),
+        ([{"ipipMode": "Always"}], "Disabled", "", ["nobody", "IPIP"]),
+        ([{"ipipMode": "Always"}], "Disabled", "EnabledIPIPOnly", []),
+        ([{}], "Enabled", "Disabled", []),
+        ([{"allowedUses": ["LoadBalancer"]}], "Enabled", "Enabled", []),
+    ],
+)
+def test_both_or_nobody_is_warned_of(pools: list[dict[str, Any]], felix: str, bgp: str, told: list[str]) -> None:
+    """Twice the routes is a fight, none a hole; only kinds of pools that there are count."""
+    graph = Graph("n1")
+    for number, spec in enumerate(pools):
+        graph.on_update(*pool(f"10.{number}.0.0/16", f"p{number}", **spec))
+    for kind, text in (("FelixConfiguration", felix), ("BGPConfiguration", bgp)):
+        graph.on_update(*make(kind, "default", {"programClusterRoutes": text} if text else {}))
+    graph.on_in_sync()
+    graph.flush()
+    assert len(graph.warnings) == bool(told)
+    assert all(word in graph.warnings[0] for word in told)
+
+
 def test_without_encapsulation_only_neighbours_have_routes() -> None:
     """A router between nodes knows nothing of pods, so nothing is said of who is behind one."""
     given = make("FelixConfiguration", "default", {"programClusterRoutes": "Enabled"})
