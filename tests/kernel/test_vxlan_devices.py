@@ -66,6 +66,6 @@ def test_entries_of_both_tables_come_and_go(netns: Namespace, uplink: int) -> No
     assert devices.list_fdb("vxlan.calico") == []
     neighbour = Neighbour("vxlan.calico", ipaddress.ip_address("10.65.2.0"), FAR_MAC)
     assert netns.links.set_neighbours([neighbour]) == [0]
-    assert netns.links.list_neighbours(interface="vxlan.calico") == [neighbour]
+    assert neighbour in netns.links.list_neighbours(interface="vxlan.calico")
     assert netns.links.delete_neighbours([neighbour, neighbour]) == [0, errno.ENOENT]
-    assert netns.links.list_neighbours(interface="vxlan.calico") == []
+    assert neighbour not in netns.links.list_neighbours(interface="vxlan.calico")
