@@ -9,10 +9,10 @@ import pytest
 from calipy.errors import KernelError
 from calipy.kernel.links import Links
 from calipy.kernel.netlink import NetlinkSocket
-from tests.support.felix import pings, until
+from tests.support.felix import until
 from tests.support.netns import Namespace
 from tests.support.objects import make
-from tests.support.tunnels import Cluster, capture, pool
+from tests.support.tunnels import Cluster, capture, pool, reach, running
 
 pytestmark = [pytest.mark.kernel]
 
@@ -31,25 +31,14 @@ def _driver(netns: Namespace) -> str:
 
 @pytest.fixture
 def cluster(make_netns: Callable[..., Namespace]) -> Iterator[Cluster]:
-    made = Cluster(make_netns)
-    try:
-        for name in made.nodes:
-            made.pod(name)
-            made[name].start()
+    with running(make_netns) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
 def tunnels(netns: Namespace) -> None:
     if reason := _driver(netns):
         pytest.skip(f"no IPIP on this kernel: {reason}")
-
-
-def reach(source: Namespace, *addresses: str) -> None:
-    for address in addresses:
-        assert until(lambda address=address: pings(source, address)), address
 
 
 @pytest.mark.usefixtures("tunnels")

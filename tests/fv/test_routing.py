@@ -14,7 +14,7 @@ from calipy.net import PROTO_BGP, NextHop, Route
 from tests.support.felix import pings, until
 from tests.support.netns import Namespace
 from tests.support.objects import Object, block, make
-from tests.support.tunnels import Cluster, capture, pool, vxlan
+from tests.support.tunnels import Cluster, capture, pool, reach, vxlan
 
 pytestmark = [pytest.mark.kernel]
 
@@ -34,11 +34,6 @@ def cluster(make_netns: Callable[..., Namespace]) -> Iterator[Cluster]:
         yield made
     finally:
         made.close()
-
-
-def reach(source: Namespace, *addresses: str) -> None:
-    for address in addresses:
-        assert until(lambda address=address: pings(source, address)), address
 
 
 @pytest.mark.parametrize(

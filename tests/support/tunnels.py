@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from calipy.datastore.keys import Key
+from calipy.felix.ownership import VXLAN_DEVICES
 from calipy.kernel.links import Links, VethEnd
 from calipy.kernel.netlink import NetlinkSocket
+from calipy.kernel.vxlan import VXLANs
 from calipy.net import Route
-from tests.support.felix import FelixProcess, FelixServer, Pod, until
+from tests.support.felix import FelixProcess, FelixServer, Pod, pings, until
 from tests.support.netns import Namespace
 from tests.support.objects import Object, block, make, namespace_profile, pod
 
 CLUSTER = make("ClusterInformation", "default", {"datastoreReady": True})
 _ETH_P_ALL = 3
+_NUD_PERMANENT = 0x80
 LANS = {"n1": 1, "n2": 1, "n3": 2}
 
 
@@ -184,6 +187,33 @@ class Cluster:
         node.ns.run("ip", "route", "add", "default", "via", f"172.31.{node.lan}.254")
         node.ns.run("ip", "-6", "route", "add", "default", "via", f"fd31:{node.lan}::fe")
         return node
+
+
+@contextlib.contextmanager
+def running(make_netns: Callable[..., Namespace], *names: str) -> Iterator[Cluster]:
+    """Nodes with a pod and a Felix each."""
+    made = Cluster(make_netns, names or LANS)
+    try:
+        for name in made.nodes:
+            made.pod(name)
+            made[name].start()
+        yield made
+    finally:
+        made.close()
+
+
+def reach(source: Namespace, *addresses: str) -> None:
+    """All addresses answer, at the latest when neighbours have been found."""
+    for address in addresses:
+        assert until(lambda address=address: pings(source, address)), address
+
+
+def entries(node: TunnelNode) -> tuple[dict[str, str], dict[str, str]]:
+    """Permanent neighbours of the IPv4 VXLAN device, and its forwarding entries."""
+    name = VXLAN_DEVICES[4]
+    neighbours = node.ns.links.list_neighbours(interface=name)
+    found = {str(entry.address): entry.mac for entry in neighbours if entry.state == _NUD_PERMANENT}
+    return found, {entry.mac: str(entry.address) for entry in VXLANs(node.ns.netlink).list_fdb(name)}
 
 
 def endpoint(node: str, one: Pod) -> Object:
