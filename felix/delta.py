@@ -89,6 +89,14 @@ class Table:
         if name in self._offered:
             self._exchange(name, None, None)
 
+    def pin(self, names: Iterable[str]) -> None:
+        """Have chains programmed whether anything leads to them or not, until ``unpin``."""
+        self._refer(names)
+
+    def unpin(self, names: Iterable[str]) -> None:
+        """Take ``pin`` back."""
+        self._release(names)
+
     def refuse(self, name: str, reason: str) -> None:
         """The kernel does not take the chain's present content: drop in its place."""
         self._exchange(name, self._offered.get(name), reason)

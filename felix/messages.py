@@ -100,7 +100,10 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class ActivePolicy:
-    """A policy that selects at least one local endpoint. ``staged`` ones are listed but never enforced."""
+    """A policy that selects at least one local endpoint. ``staged`` ones are listed but never enforced.
+
+    ``everywhere``: it is to be ready in the kernel even while it selects none (a performance hint).
+    """
 
     id: PolicyID
     tier: str
@@ -110,6 +113,7 @@ class ActivePolicy:
     staged: bool = False
     untracked: bool = False
     pre_dnat: bool = False
+    everywhere: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -173,6 +173,8 @@ class Agent:
             problems = [f"{name}={value}: {reason}" for name, value, reason in parameters.problems]
             self.reporting.configure(parameters.reporting)
             self._watchdog = parameters.watchdog
+            if parameters.log_level:
+                log.configure(parameters.log_level)
             retry = None
             try:
                 await self.metrics.configure(parameters.metrics)

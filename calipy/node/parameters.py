@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
 
+from calipy import log
 from calipy.felix import parsing
 from calipy.felix.parsing import Parser, Problem
 from calipy.node.metrics_server import MetricsSettings
@@ -42,12 +43,14 @@ class ReportingSettings:
 class AgentParameters:
     """Effective parameters, and those that could not be used and keep their defaults.
 
+    ``log_level``: of what is written to standard error (LogSeverityScreen); "" leaves it as it is.
     ``watchdog``: seconds after which a Felix that does not get on counts as dead (DataplaneWatchdogTimeout).
     """
 
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     reporting: ReportingSettings = field(default_factory=ReportingSettings)
     watchdog: float = DEFAULT_WATCHDOG
+    log_level: str = ""
     problems: tuple[Problem, ...] = ()
 
     @classmethod
@@ -61,8 +64,9 @@ class AgentParameters:
         values, problems = parsing.read(parameters, _KNOWN)
         if run_dir != _DEFAULT_RUN_DIR:
             values.setdefault("path_prefix", str(run_dir))
-        watchdog = values.get("watchdog", DEFAULT_WATCHDOG)
-        return cls(_of(MetricsSettings, values), _of(ReportingSettings, values), watchdog, problems)
+        metrics, reporting = _of(MetricsSettings, values), _of(ReportingSettings, values)
+        own = {name: values[name] for name in ("watchdog", "log_level") if name in values}
+        return cls(metrics, reporting, problems=problems, **own)
 
 
 def _of(kind: Any, values: Mapping[str, Any]) -> Any:
@@ -100,6 +104,7 @@ _KNOWN: Final[dict[str, tuple[str, Parser]]] = {
         parsing.choice("NoClientCert", "VerifyClientCertIfGiven", "RequireAnyClientCert", "RequireAndVerifyClientCert"),
     ),
     "DataplaneWatchdogTimeout": ("watchdog", _watchdog),
+    "LogSeverityScreen": ("log_level", lambda text: parsing.choice(*log.LEVELS)(text or "fatal")),
     "ReportingIntervalSecs": ("interval", parsing.seconds),
     "ReportingTTLSecs": ("ttl", parsing.seconds),
     "EndpointReportingEnabled": ("endpoints", parsing.boolean),

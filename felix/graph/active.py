@@ -244,6 +244,7 @@ class ActiveRules:
             head.staged,
             head.do_not_track,
             head.pre_dnat,
+            head.always_active,
         )
         return active, scanner.specs
 

@@ -159,11 +159,20 @@ class Renderer:
             self._policies.pop(identity, None)
         else:
             self._policies[identity] = policy
+        before, after = self._pinned(old), self._pinned(policy)
+        self.tables["filter"].pin(after)
         for table, chains in self._placed(policy).items():
             self._offers[table].replace(user, chains)
+        self.tables["filter"].unpin(before)
         shape = (policy.selector, policy.staged) if policy else None
         old_shape = (old.selector, old.staged) if old else None
         return shape != old_shape
+
+    def _pinned(self, policy: ActivePolicy | None) -> tuple[str, ...]:
+        """Chains of a policy that is to be ready on every node."""
+        if policy is None or not policy.everywhere:
+            return ()
+        return tuple(chain.name for chain in self._placed(policy)["filter"])
 
     def _placed(self, policy: ActivePolicy | None) -> dict[PolicyTable, tuple[Chain, ...]]:
         """The policy's chains by table: where it can be jumped to."""

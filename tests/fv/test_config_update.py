@@ -15,6 +15,7 @@ from tests.support.felix import until
 from tests.support.fv import Lab, Node
 from tests.support.matrix import PATIENCE
 from tests.support.objects import Object, make
+from tests.support.scraping import metrics
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd]
 
@@ -133,6 +134,21 @@ def test_of_two_selected_objects_the_oldest_counts(lab: Lab) -> None:
 def now(lab: Lab) -> str:
     """The second that an object made now would bear."""
     return lab.nodes[0].ns.run("date", "-u", "+%Y-%m-%dT%H:%M:%SZ").strip()
+
+
+def test_the_log_is_as_loud_as_asked_for(lab: Lab) -> None:
+    """LogSeverityScreen is followed, there and back."""
+    node = lab.nodes[0]
+
+    def says(port: int, level: str) -> bool:
+        spec = {"prometheusMetricsEnabled": True, "prometheusMetricsPort": port, "logSeverityScreen": level}
+        lab.apply(configuration(**spec))
+        until(lambda: metrics(node, port=port), timeout=PATIENCE)
+        return f'"port": {port}' in node.agent.log.read_text()
+
+    assert says(9201, "Info")
+    assert not says(9202, "Error")
+    assert says(9203, "Info")
 
 
 def test_the_environment_comes_first() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from tests.support.felix import until
 from tests.support.fv import POD_NAMESPACE, Lab, Pod
 from tests.support.matrix import PATIENCE
-from tests.support.objects import gone
+from tests.support.objects import global_policy, gone
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd]
 
@@ -65,6 +66,29 @@ def test_a_pod_that_is_not_up_has_no_file(lab: Lab, directory: Path) -> None:
     until(lambda: not files(directory), timeout=PATIENCE)
     node.ns.links.set_up(web.interface)
     until(lambda: files(directory) == {name(web)}, timeout=PATIENCE)
+
+
+def test_files_stay_until_it_is_known_what_is_up(lab: Lab, directory: Path, tmp_path: Path) -> None:
+    """An agent that cannot yet bring the kernel in line takes no file away: what an earlier one programmed holds."""
+    [node], web = lab.nodes, lab.pods[0]
+    until(lambda: files(directory) == {name(web)}, timeout=PATIENCE)
+    fake = tmp_path / "ipset"
+    fake.write_text('#!/bin/sh\n[ "$1" = restore ] && { echo broken >&2; exit 1; }\nexec /usr/sbin/ipset "$@"\n')
+    fake.chmod(0o755)
+    node.stop()
+    ingress = [{"action": "Allow", "source": {"selector": "has(friend)"}}]
+    lab.apply(global_policy("needs-a-set", selector="all()", types=["Ingress"], ingress=ingress), wait=False)
+    node.agent.start(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    try:
+        until(lambda: any("broken" in error for error in node.felix().get("errors", ())), timeout=PATIENCE)
+        status = node.agent.status()["felix"]["endpoints"]["fv/web/eth0"]
+        assert status["state"] == "down"
+        assert files(directory) == {name(web)}
+    finally:
+        fake.unlink()
+        node.stopped = False
+    lab.sync()
+    assert files(directory) == {name(web)}
 
 
 def test_files_outlive_the_agent(lab: Lab, directory: Path) -> None:

@@ -33,6 +33,7 @@ def test_values_are_read_in_any_case() -> None:
             "PrometheusMetricsClientAuth": "requireandverifyclientcert",
             "PrometheusGoMetricsEnabled": "false",
             "DataplaneWatchdogTimeout": "30",
+            "LogSeverityScreen": "Warning",
             "ReportingIntervalSecs": "0",
             "ReportingTTLSecs": "1m30s",
             "EndpointReportingEnabled": "true",
@@ -44,8 +45,14 @@ def test_values_are_read_in_any_case() -> None:
     )
     assert parameters.metrics == MetricsSettings(True, "0.0.0.0", 9999, "/c", "/k", "/a", "RequireAndVerifyClientCert")
     assert parameters.reporting == ReportingSettings(0, 90, True, 0.5, "region-eu", "/x")
-    assert parameters.watchdog == 30
+    assert (parameters.watchdog, parameters.log_level) == (30, "warning")
     assert not parameters.problems
+
+
+def test_no_host_is_localhost() -> None:
+    """All addresses are listened on only where they are named."""
+    parameters = AgentParameters.from_parameters({"PrometheusMetricsHost": "none"})
+    assert parameters.metrics.host == "localhost"
 
 
 def test_bad_values_keep_the_default_and_are_told() -> None:
