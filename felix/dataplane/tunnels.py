@@ -71,15 +71,19 @@ class Tunnels:
         self._own: Host | None = None
         self._placed: dict[str, VXLAN] = {}
         self._entries: dict[str, tunnels.Entries] = {}
-        self._due: float | None = float("-inf")
+        self._due = float("-inf")
 
     def close(self) -> None:
         """Close the socket; nothing in the kernel changes."""
         self._socket.close()
 
     def reconfigure(self, config: FelixConfig) -> None:
-        """Take over new parameters."""
+        """Take over new parameters. Devices that are no longer wanted go at once: before the rules that guard them."""
         self._config = config
+        for family, name in VXLAN_DEVICES.items():
+            if name in self._placed and not self._wants_vxlan(family):
+                with contextlib.suppress(KernelError):  # ``write`` tries again, and tells
+                    self._links.delete_link(name)
         self.resync()
 
     def update(self, hosts: Mapping[str, Host | None], vteps: Mapping[VTEPID, VTEP | None]) -> None:
@@ -98,21 +102,20 @@ class Tunnels:
 
     def on_event(self, event: LinkEvent | AddressEvent, now: float) -> bool:
         """Note what happened to a link or address; True if it calls for ``write``."""
-        link = event.link if isinstance(event, LinkEvent) else None
-        name = link.name if link is not None else event.address.interface  # type: ignore[union-attr]  # the other kind
-        if link is None:
-            if not self._active or is_workload_interface(name, self._config.interface_prefixes):
-                return False
-        elif name not in TUNNEL_DEVICES and not self._config.mtu_interfaces.search(name):
-            return False
-        self._due = now if self._due is None else min(now, self._due)
-        return True
+        if isinstance(event, LinkEvent):
+            concerns = event.name in TUNNEL_DEVICES or bool(self._config.mtu_interfaces.search(event.name))
+        else:
+            prefixes = self._config.interface_prefixes
+            concerns = self._active and not is_workload_interface(event.address.interface, prefixes)
+        if concerns:
+            self._due = min(now, self._due)
+        return concerns
 
     def resync(self) -> None:
         """Have the next ``write`` read everything."""
         self._due = float("-inf")
 
-    def next_deadline(self) -> float | None:
+    def next_deadline(self) -> float:
         """When ``write`` has something to do without being told."""
         return self._due
 
@@ -120,20 +123,17 @@ class Tunnels:
         """Bring devices, entries and the MTU file in line if something has happened or it is time to look again.
 
         Returns:
-            Drift: what somebody else has changed.
-
-        Raises:
-            KernelError: links or addresses cannot be read.
+            Drift: what somebody else has changed. What could not be done is in ``problems``.
         """
         self.devices_changed = False
-        if self._due is None or self._due > now:
+        if self._due > now:
             return []
         warned, self.problems, self.warnings = self.warnings, [], []
+        drift: list[Difference] = []
         try:
             drift = self._write()
-        except BaseException:
-            self.resync()
-            raise
+        except KernelError as error:
+            self.problems.append(str(error))
         self._due = now + (_SOON if self.problems else _CHECK if self._active else _MTU_POLL)
         for warning in self.warnings:
             if warning not in warned:
@@ -179,10 +179,13 @@ class Tunnels:
 
     # --- VXLAN
 
+    def _wants_vxlan(self, family: Family) -> bool:
+        uses = self._config.encapsulation
+        return uses.vxlan if family == 4 else uses.vxlan6
+
     def _settle_vxlan(self, family: Family, links: Mapping[str, Link], sizes: MTUs) -> list[Difference]:
         name = VXLAN_DEVICES[family]
-        uses = self._config.encapsulation
-        if not (uses.vxlan if family == 4 else uses.vxlan6):
+        if not self._wants_vxlan(family):
             self._placed.pop(name, None)
             if name in links:
                 self._links.delete_link(name)
