@@ -112,7 +112,9 @@ class Graph:
             self._active.flush(changes)
             self._sets.flush(changes)
             self._nodes.flush(changes)
-            self._routes.own(_owned(self._owned, self._tunnels.flush(changes)))
+            tunnels = self._tunnels.flush(changes)
+            if changes.config is not None or changes.encapsulation is not None:
+                self._routes.own(_owned(self._owned, tunnels))
             self._routes.flush(changes)
         return changes
 

@@ -37,6 +37,7 @@ class Tunnels:
         self._ipip: bool | None = None
         self._vxlan: bool | None = None
         self._ipv6 = True
+        self._stale = True
         self._dirty: set[str] = set()
         self._sent: dict[VTEPID, VTEP] = {}
         self.encapsulation: Encapsulation | None = None
@@ -44,6 +45,7 @@ class Tunnels:
     def configure(self, *, ipip: bool | None, vxlan: bool | None, ipv6: bool) -> None:
         """Overrides of what the pools say (ipipEnabled; vxlanEnabled, which is for IPv4 only, as in Felix)."""
         self._ipip, self._vxlan, self._ipv6 = ipip, vxlan, ipv6
+        self._stale = True
 
     def set_pool(self, name: str, pool: Pool | None) -> None:
         """Add, replace or (None) remove a pool."""
@@ -51,6 +53,7 @@ class Tunnels:
             self._pools.pop(name, None)
         else:
             self._pools[name] = pool
+        self._stale = True
 
     def set_node(self, name: str, spec: NodeSpec | None) -> None:
         """Add, replace or (None) remove a node."""
@@ -61,11 +64,13 @@ class Tunnels:
         self._dirty.add(name)
 
     def flush(self, changes: Changes) -> Encapsulation:
-        """Say what changed since the last flush; what is needed now. O(pools + changed nodes)."""
-        wanted = self._wanted()
-        if wanted != self.encapsulation:
-            changes.encapsulation = self.encapsulation = wanted
-            self._dirty.update(self._nodes)
+        """Say what changed since the last flush; what is needed now. O(changed nodes), O(pools) if one has changed."""
+        if self._stale:
+            wanted, self._stale = self._wanted(), False
+            if wanted != self.encapsulation:
+                changes.encapsulation = self.encapsulation = wanted
+                self._dirty.update(self._nodes)
+        wanted = self.encapsulation or Encapsulation()
         for name in self._dirty:
             for family in _FAMILIES:
                 vtep = self._vtep(name, family) if (wanted.vxlan if family == 4 else wanted.vxlan6) else None
