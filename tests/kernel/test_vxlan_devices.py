@@ -1,7 +1,8 @@
-"""VXLAN devices, their forwarding tables, and neighbours, as the kernel and ``ip`` see them."""
+"""VXLAN devices and what belongs to them, as the kernel and ``ip`` see them; and Felix's edge to them."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import json
@@ -9,6 +10,9 @@ import json
 import pytest
 
 from calipy.errors import KernelError
+from calipy.felix.config import FelixConfig
+from calipy.felix.dataplane.tunnels import Tunnels
+from calipy.felix.messages import VTEP, Encapsulation, Host
 from calipy.kernel.links import Neighbour
 from calipy.kernel.vxlan import VXLAN, FDBEntry, VXLANs
 from tests.support.netns import Namespace
@@ -69,3 +73,39 @@ def test_entries_of_both_tables_come_and_go(netns: Namespace, uplink: int) -> No
     assert neighbour in netns.links.list_neighbours(interface="vxlan.calico")
     assert netns.links.delete_neighbours([neighbour, neighbour]) == [0, errno.ENOENT]
     assert neighbour not in netns.links.list_neighbours(interface="vxlan.calico")
+
+
+def felixs_tunnels(netns: Namespace) -> Tunnels:
+    """Felix's edge, with the device of a node made."""
+    tunnels: Tunnels = netns.call(Tunnels, FelixConfig(encapsulation=Encapsulation(vxlan=True)), None)
+    vtep = VTEP(MAC, "10.65.1.0", "172.31.0.1", local=True)
+    tunnels.update({"n1": Host("n1", "172.31.0.1", local=True)}, {("n1", 4): vtep})
+    tunnels.write(0)
+    assert tunnels.devices_changed
+    assert netns.links.get_link("vxlan.calico")
+    return tunnels
+
+
+@pytest.mark.usefixtures("uplink")
+def test_a_device_goes_before_the_rules_that_guard_it(netns: Namespace) -> None:
+    """New parameters without VXLAN remove it at once; rules are written after that, and could not let anybody in."""
+    with contextlib.closing(felixs_tunnels(netns)) as tunnels:
+        tunnels.reconfigure(FelixConfig())
+        assert netns.links.get_link("vxlan.calico") is None
+
+
+@pytest.mark.usefixtures("uplink")
+def test_an_address_that_is_gone_for_a_moment_changes_nothing(netns: Namespace) -> None:
+    """The device stays with its parent until another interface has the node's address, or the parent is gone."""
+    with contextlib.closing(felixs_tunnels(netns)) as tunnels:
+        before = VXLANs(netns.netlink).get("vxlan.calico")
+        netns.links.delete_address("eth0", ipaddress.ip_interface("172.31.0.1/24"))
+        tunnels.resync()
+        tunnels.write(1)
+        assert (tunnels.nics, tunnels.warnings) == ({4: "eth0"}, [])
+        assert VXLANs(netns.netlink).get("vxlan.calico") == before
+        netns.links.delete_link("eth0")
+        tunnels.resync()
+        tunnels.write(2)
+        assert tunnels.nics == {}
+        assert "no interface has the node's address 172.31.0.1" in tunnels.warnings[0]
