@@ -44,7 +44,8 @@ class AgentParameters:
     """Effective parameters, and those that could not be used and keep their defaults.
 
     ``log_level``: of what is written to standard error (LogSeverityScreen); "" leaves it as it is.
-    ``watchdog``: seconds after which a Felix that does not get on counts as dead (DataplaneWatchdogTimeout).
+    ``watchdog``: seconds after which a Felix that does not get on counts as dead: DataplaneWatchdogTimeout, or what
+    HealthTimeoutOverrides says of ``InternalDataplaneMainLoop``.
     """
 
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
@@ -65,6 +66,7 @@ class AgentParameters:
         if run_dir != _DEFAULT_RUN_DIR:
             values.setdefault("path_prefix", str(run_dir))
         metrics, reporting = _of(MetricsSettings, values), _of(ReportingSettings, values)
+        values["watchdog"] = values.get("overrides", {}).get(_MAIN_LOOP, values.get("watchdog", DEFAULT_WATCHDOG))
         own = {name: values[name] for name in ("watchdog", "log_level") if name in values}
         return cls(metrics, reporting, problems=problems, **own)
 
@@ -91,6 +93,18 @@ def _watchdog(text: str) -> float:
     return value
 
 
+def _overrides(text: str) -> dict[str, float]:
+    """``Reporter=1m30s,Other=20s``."""
+    found = {}
+    for part in filter(None, text.split(",")):
+        name, separator, timeout = part.strip().partition("=")
+        if not separator or not parsing.seconds(timeout):
+            raise ValueError(f"expected REPORTER=DURATION, not {part!r}")
+        found[name] = parsing.seconds(timeout)
+    return found
+
+
+_MAIN_LOOP: Final = "InternalDataplaneMainLoop"
 _DEFAULT_RUN_DIR: Final = Path("/run/calipy")
 _KNOWN: Final[dict[str, tuple[str, Parser]]] = {
     "PrometheusMetricsEnabled": ("enabled", parsing.boolean),
@@ -104,6 +118,7 @@ _KNOWN: Final[dict[str, tuple[str, Parser]]] = {
         parsing.choice("NoClientCert", "VerifyClientCertIfGiven", "RequireAnyClientCert", "RequireAndVerifyClientCert"),
     ),
     "DataplaneWatchdogTimeout": ("watchdog", _watchdog),
+    "HealthTimeoutOverrides": ("overrides", _overrides),
     "LogSeverityScreen": ("log_level", lambda text: parsing.choice(*log.LEVELS)(text or "fatal")),
     "ReportingIntervalSecs": ("interval", parsing.seconds),
     "ReportingTTLSecs": ("ttl", parsing.seconds),

@@ -49,6 +49,18 @@ def test_values_are_read_in_any_case() -> None:
     assert not parameters.problems
 
 
+def test_a_time_out_by_its_reporters_name_comes_first() -> None:
+    """HealthTimeoutOverrides names Felix's main loop; other reporters are none of ours."""
+    given = {
+        "DataplaneWatchdogTimeout": "30",
+        "HealthTimeoutOverrides": "CalculationGraph=5s,InternalDataplaneMainLoop=2m",
+    }
+    assert AgentParameters.from_parameters(given).watchdog == 120
+    bad = AgentParameters.from_parameters({"DataplaneWatchdogTimeout": "30", "HealthTimeoutOverrides": "soon"})
+    assert bad.watchdog == 30
+    assert [name for name, _, _ in bad.problems] == ["HealthTimeoutOverrides"]
+
+
 def test_no_host_is_localhost() -> None:
     """All addresses are listened on only where they are named."""
     parameters = AgentParameters.from_parameters({"PrometheusMetricsHost": "none"})
