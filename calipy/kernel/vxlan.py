@@ -56,7 +56,7 @@ class VXLAN:
     Attributes:
         vni: 24 bits.
         port: UDP, of the other ends.
-        parent: index of the interface that encapsulated packets leave by.
+        parent: index of the interface that encapsulated packets leave by, 0 to let the routes tell.
         local: their source address; None lets the kernel choose.
         mac: of the device.
         learning: whether the FDB learns from what comes in.

@@ -36,6 +36,7 @@ _SOON: Final = 1.0
 _MTU_POLL: Final = 30.0
 _FAMILIES: Final[tuple[Family, Family]] = (4, 6)
 _IPV6_LEAST_MTU: Final = 1280
+_LOOPBACK: Final = "lo"
 _NUD_PERMANENT: Final = 0x80
 _SCOPE_LINK: Final = 253
 _NO_DRIVER: Final = frozenset({errno.EOPNOTSUPP, errno.ENODEV})
@@ -167,14 +168,12 @@ class Tunnels:
         """An address that is gone for a moment (a lease renewed, a bond being made) leaves things as they were."""
         if not self._active or self._own is None:
             return {}
-        wanted = {text: family for family, text in ((4, self._own.ipv4), (6, self._own.ipv6)) if text}
-        found: dict[Family, str] = {
-            family: nic for family, nic in self.nics.items() if nic in links and family in wanted.values()
-        }
+        own: dict[Family, str] = {4: self._own.ipv4, 6: self._own.ipv6}
+        found = {family: nic for family, nic in self.nics.items() if nic in links and own[family]}
         for entry in addresses:
-            family = wanted.get(str(entry.address.ip))
-            if family is not None and entry.interface not in TUNNEL_DEVICES:
-                found[4 if family == 4 else 6] = entry.interface
+            family: Family = 4 if entry.address.version == 4 else 6
+            if str(entry.address.ip) == own[family] and entry.interface not in TUNNEL_DEVICES:
+                found[family] = entry.interface
         return found
 
     # --- VXLAN
@@ -204,8 +203,10 @@ class Tunnels:
         if family == 6 and mtu < _IPV6_LEAST_MTU:
             self.warnings.append(f"no {name}: its MTU would be {mtu}, and IPv6 needs {_IPV6_LEAST_MTU}")
             return []
-        parent = ipaddress.ip_address(own.parent)
-        wanted = VXLAN(self._config.vxlan_vni, self._config.vxlan_port, links[nic].index, parent, own.mac)
+        local = ipaddress.ip_address(own.parent)
+        # With an address of the node as a whole the routes tell where packets leave, by several links perhaps.
+        parent = 0 if nic == _LOOPBACK else links[nic].index
+        wanted = VXLAN(self._config.vxlan_vni, self._config.vxlan_port, parent, local, own.mac)
         drift = self._make_vxlan(name, wanted, links.get(name), mtu)
         self._give_address(name, family, own.address)
         self._links.set_up(name)

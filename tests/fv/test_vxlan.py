@@ -216,6 +216,20 @@ def test_borrowed_and_single_addresses(cluster: Cluster) -> None:
     reach(n1.ns, borrower.address)
 
 
+def test_a_node_whose_address_is_on_its_loopback(pair: Cluster) -> None:
+    """As in fabrics where every link is routed: the routes tell by which link encapsulated packets leave."""
+    n1, n3 = pair["n1"], pair["n3"]
+    n1.ns.address("lo", "172.31.100.1/32")
+    pair.router.run("ip", "route", "add", "172.31.100.1/32", "via", n1.address)
+    state = dict(pair.objects(*vxlan("CrossSubnet")))
+    key, _ = n1.object()
+    state[key] = n1.object(bgp={"ipv4Address": "172.31.100.1/32"})[1]
+    pair.become(state.items())
+    with capture(n3.ns) as seen:
+        reach(n1.pod.ns, n3.pod.address)
+    assert seen["vxlan 172.31.100.1"]
+
+
 def test_routes_change_without_loss(cluster: Cluster) -> None:
     """From Always to CrossSubnet and back while pods talk: the routes are replaced in place."""
     n1, n2 = cluster["n1"], cluster["n2"]
