@@ -416,12 +416,8 @@ class Dataplane:
     async def _apply(self, report: ApplyReport, now: float) -> None:
         assert self._iptables is not None
         assert self._upkeep is not None
-        if self._fast_path is None:
-            self._fast_path = await backend.understands(self.backend, syntax.from_group(4))
-            for renderer in self._renderers.values():
-                renderer.set_fast_path(possible=self._fast_path)
         if self._first_write:
-            await self._iptables.read()
+            await self._open_fast_path()
         report.drift, report.errors = self._upkeep.take(now)
         if self._refused and self._backoff.due(now):
             for renderer in self._renderers.values():
@@ -458,6 +454,18 @@ class Dataplane:
             await self._ipsets.destroy_unwanted()
         self._upkeep.wrote(now)
         self.programmed = True
+
+    async def _open_fast_path(self) -> None:
+        """Read the tables; have the fast path in them if the kernel knows its match, which it does if it is there."""
+        assert self._iptables is not None
+        for renderer in self._renderers.values():
+            renderer.set_fast_path(possible=True)
+        await self._iptables.read()
+        if self._fast_path is None:
+            in_force = self._iptables.holds("filter", "cali-FORWARD")
+            self._fast_path = in_force or await self._iptables.understands(syntax.from_group(4))
+        for renderer in self._renderers.values():
+            renderer.set_fast_path(possible=self._fast_path)
 
     def _set_node_parameters(self) -> None:
         """Make the node a router; only once workload interfaces drop what is not known. Have connections counted."""

@@ -100,14 +100,3 @@ def legacy_tables(family: Family) -> tuple[str, ...]:
         return tuple(path.read_text("ascii").split())
     except OSError:
         return ()
-
-
-async def understands(backend: BackendName, match: str) -> bool:
-    """Whether iptables and the kernel know a match, asked with a chain that exists for a moment. Two transactions."""
-    chain = "cali-probe"
-    lines = ["*filter", f":{chain} - -", f"-A {chain} {match}", "COMMIT", "*filter", f"-F {chain}", f"-X {chain}"]
-    argv = [program(4, backend, "restore"), "--noflush", *(["--wait", "10"] if backend == "legacy" else [])]
-    done = await process.run_async(argv, stdin="\n".join([*lines, "COMMIT", ""]), timeout=_TIMEOUT)
-    if done.returncode:
-        _logger.warning("iptables lacks a match", match=match, error=" ".join(done.stderr.split()))
-    return done.returncode == 0

@@ -24,6 +24,7 @@ from calipy.felix.dataplane.backend import BackendName, program
 from calipy.felix.dataplane.nftables import NftablesReader
 from calipy.felix.delta import Actual, Difference, KernelRule, Plan, Table, compare, parse_save, plan, trial
 from calipy.felix.render.static import TABLES, TableName
+from calipy.kernel.process import Completed
 from calipy.metrics import REGISTRY
 from calipy.net import Family
 
@@ -167,6 +168,29 @@ class IPTables:
         await asyncio.gather(*(self._write_family(family, report, only_missing=True) for family in self._tables))
         return report
 
+    def holds(self, table: TableName, chain: str) -> bool:
+        """Whether the kernel had the chain as desired, in all families, when it was read."""
+        for family, tables in self._tables.items():
+            wanted = tables[table].content(chain)
+            if wanted is None or self._actual[family][table].chains.get(chain) != wanted.hashes:
+                return False
+        return True
+
+    async def understands(self, match: str) -> bool:
+        """Whether iptables and the kernel know a match, asked with a chain that exists for a moment.
+
+        Waits for a process; two transactions.
+        """
+        chain = "cali-probe"
+        asking = ["*filter", f":{chain} - -", f"-A {chain} {match}", "COMMIT"]
+        tidying = ["*filter", f"-F {chain}", f"-X {chain}", "COMMIT"]
+        done = await self._run(next(iter(self._tables)), [*asking, *tidying])
+        if done.returncode:
+            _logger.warning("iptables lacks a match", match=match, error=" ".join(done.stderr.split()))
+            return False
+        self._count(2)
+        return True
+
     async def write(self) -> WriteReport:
         """Write what is dirty, all families at once. Cost follows what is dirty.
 
@@ -224,6 +248,7 @@ class IPTables:
             error, culprit = await self._restore(family, plans)
             if not error:
                 report.changed += [difference for item in plans for difference in item.differences]
+                self._lighten(family, plans)
                 if await self._verified(family, plans) and not only_missing:
                     self._settled(family)
                     return
@@ -286,20 +311,49 @@ class IPTables:
             starts.append((len(lines), item))
             lines += item.restore_input()
             _LINES.labels(str(family), item.table).inc(len(lines) - starts[-1][0])
-        argv = [program(family, self.backend, "restore"), "--noflush"]
-        if self.backend == "legacy":
-            argv += ["--wait", str(_LOCK_WAIT)]
-        text = "\n".join([*lines, ""])
-        done = await programs.run(argv, stdin=text, calls=_RESTORES, errors=_RESTORE_ERRORS)
+        done = await self._run(family, lines)
         if done.returncode == 0:
             for item in plans:
                 item.record(self._actual[family][_table_name(item.table)])
-                self._generation = (self._generation + item.transactions) & 0xFFFFFFFF
-                self._since.transactions += item.transactions
+                self._count(item.transactions)
                 self._since.touched.update((family, item.table, name) for name in (*item.chains, *item.hooks))
             return "", None
         error = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
         return error, _culprit(error, starts)
+
+    async def _run(self, family: Family, lines: list[str]) -> Completed:
+        argv = [program(family, self.backend, "restore"), "--noflush"]
+        if self.backend == "legacy":
+            argv += ["--wait", str(_LOCK_WAIT)]
+        text = "\n".join([*lines, ""])
+        return await programs.run(argv, stdin=text, calls=_RESTORES, errors=_RESTORE_ERRORS)
+
+    def _count(self, transactions: int) -> None:
+        """Own transactions are not somebody else's."""
+        self._generation = (self._generation + transactions) & 0xFFFFFFFF
+        self._since.transactions += transactions
+
+    def _lighten(self, family: Family, plans: list[Plan]) -> None:
+        """Where every packet passes: in our hooks, and in the chains that they lead to."""
+        if self._reader is None:
+            return
+        tables = self._tables[family]
+        written = []
+        hashes: set[str] = set()
+        for item in plans:
+            name = _table_name(item.table)
+            hooks = tables[name].hooks
+            busy = {*hooks, *(target for hook in hooks.values() for target in hook.targets)}
+            chosen = busy & {*item.chains, *item.hooks}
+            written += [(item.table, chain) for chain in sorted(chosen)]
+            for hook in hooks.values():
+                hashes.update((*hook.insert_hashes, *hook.append_hashes))
+            for chain in filter(None, map(tables[name].content, chosen - hooks.keys())):
+                pairs = zip(chain.rules, chain.hashes, strict=True)
+                hashes.update(digest for rule, digest in pairs if not rule.match.startswith("-p "))
+        if self._reader.lighten(family, written, hashes):
+            self._count(1)
+            self._since.touched.update((family, table, chain) for table, chain in written)
 
     async def _verified(self, family: Family, plans: list[Plan]) -> bool:
         """Read back what was written; what is not as expected stays dirty."""

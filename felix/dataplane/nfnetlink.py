@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, Self
 
@@ -18,6 +19,8 @@ _ERROR: Final = 2
 _DONE: Final = 3
 _RECEIVE: Final = 1 << 18
 _DUMP_ATTEMPTS: Final = 8
+_BATCH_BEGIN: Final = 16
+_BATCH_END: Final = 17
 HEADER_SIZE: Final = _GENERIC_HEADER.size
 
 
@@ -69,11 +72,34 @@ class NetfilterSocket:
                 if sequence == self._sequence and answer == _ERROR:
                     return -int(struct.unpack_from("=i", body)[0])
 
+    def transact(self, subsystem: int, kind: int, flags: int, family: int, changes: Sequence[bytes]) -> int:
+        """Have nf_tables execute several changes of one kind as one transaction, all or nothing.
+
+        Returns:
+            The first errno, 0 for done.
+        """
+        frame = _GENERIC_HEADER.pack(socket.AF_UNSPEC, 0, socket.htons(subsystem))
+        first = self._sequence + 1
+        parts = [netlink.message(_BATCH_BEGIN, 0, frame)]
+        for change in changes:
+            body = _GENERIC_HEADER.pack(family, 0, 0) + change
+            parts.append(netlink.message(kind, flags | netlink.NLM_F_ACK, body))
+        parts.append(netlink.message(_BATCH_END, 0, frame))
+        self._sequence += len(parts)
+        self._socket.send(b"".join(_numbered(part, first + position) for position, part in enumerate(parts)))
+        waiting = set(range(first + 1, first + 1 + len(changes)))
+        while waiting:
+            for answer, _flags, sequence, body in netlink.split(self._socket.recv(_RECEIVE)):
+                if answer != _ERROR or sequence < first:
+                    continue
+                if code := -int(struct.unpack_from("=i", body)[0]):
+                    return code  # what else the kernel says of this transaction has an old number by the next question
+                waiting.discard(sequence)
+        return 0
+
     def _send(self, request: bytes) -> None:
         self._sequence += 1
-        message = bytearray(request)
-        struct.pack_into("=I", message, 8, self._sequence)
-        self._socket.send(message)
+        self._socket.send(_numbered(request, self._sequence))
 
     def _ask(self, doing: str, request: bytes, *, many: bool) -> list[bytes]:
         for _ in range(_DUMP_ATTEMPTS):
@@ -98,3 +124,9 @@ class NetfilterSocket:
                     replies.append(body)
                 if kind == _DONE or not many:
                     return replies, interrupted
+
+
+def _numbered(request: bytes, sequence: int) -> bytes:
+    message = bytearray(request)
+    struct.pack_into("=I", message, 8, sequence)
+    return bytes(message)
