@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,23 @@ from calipy.felix.messages import (
     ActivePolicy,
     ActiveProfile,
     Changes,
+    ClusterRoute,
     EndpointID,
+    IPSet,
+    Match,
     PolicyID,
+    PortRange,
     Rule,
     TierInfo,
     WorkloadEndpoint,
 )
 from calipy.kernel import netns as kernel_netns
+from calipy.kernel import sysctl
 from calipy.net import HOST_LINK_LOCAL, HOST_MAC, POD_GATEWAY
 from tests.support.netns import Namespace, connect
 from tests.support.objects import Object
 
+BACKENDS = pytest.mark.parametrize("backend", ["nft", "legacy"])
 ALLOW_ALL = ActiveProfile("open", (Rule("allow"),), (Rule("allow"),))
 
 
@@ -86,13 +92,13 @@ def _no_redirects() -> None:
 class FelixServer:
     """Forks Felix processes inside a namespace (see ``felix_child``)."""
 
-    def __init__(self, node: Namespace) -> None:
+    def __init__(self, node: Namespace, environment: Mapping[str, str]) -> None:
         mine, theirs = socket.socketpair()
         self._requests = mine
         child = Path(__file__).with_name("felix_child.py")
         argv = ["ip", "netns", "exec", node.path.name, sys.executable, str(child)]
         with theirs:
-            self._process = subprocess.Popen(argv, stdin=theirs)
+            self._process = subprocess.Popen(argv, stdin=theirs, env={**os.environ, **environment})
 
     def fork(self) -> socket.socket:
         """The line to a new process."""
@@ -210,9 +216,14 @@ class Node:
         self.pods.append(pod)
         return pod
 
-    def felix(self, *, graph: bool = False, **config: str) -> FelixProcess:
-        """Start Felix with these parameters; with ``graph`` it takes ``events``, without it ``send``."""
-        self._server = self._server or FelixServer(self.ns)
+    def felix(
+        self, *, graph: bool = False, environment: Mapping[str, str] | None = None, **config: str
+    ) -> FelixProcess:
+        """Start Felix with these parameters; with ``graph`` it takes ``events``, without it ``send``.
+
+        Variables of the environment are of the first start, and stay.
+        """
+        self._server = self._server or FelixServer(self.ns, environment or {})
         self._processes.append(FelixProcess(self._server, config, graph=graph))
         return self._processes[-1]
 
@@ -247,6 +258,54 @@ def tier(
     """A tier in which all the policies apply to the given directions."""
     ids = tuple(item.id for item in policies)
     return TierInfo(name, action, ids if ingress else (), ids if egress else ())  # type: ignore[arg-type]
+
+
+def programmed(node: Node, felix: FelixProcess, count: int = 2) -> list[Pod]:
+    """Pods of which the first accepts TCP 80 from a set with all others, and nothing else."""
+    pods = [node.pod() for _ in range(count)]
+    send(felix, pods)
+    felix.wait(*pods)
+    return pods
+
+
+def send(felix: FelixProcess, pods: list[Pod], *strangers: Pod) -> None:
+    """What ``programmed`` is about; of the others, UDP gets to the first pod, too. Strangers get nothing to it."""
+    from_others = Match(ip_sets=("s:x",))
+    http = Match(ports=(PortRange(80, 80),))
+    udp = Rule("allow", protocol="udp", src=from_others)
+    web = policy("web", [Rule("allow", protocol="tcp", src=from_others, dst=http), udp])
+    own = [ipaddress.ip_network(block) for block in ("10.65.0.0/26", "10.65.9.9/32")]
+    felix.send(
+        ip_sets={"s:x": IPSet("s:x", "net", frozenset(pod.address for pod in pods[1:]))},
+        profiles={"open": ALLOW_ALL},
+        policies={web.id: web},
+        routes=dict.fromkeys(own, ClusterRoute("vxlan", "n1", local=True)),
+        endpoints={pod.id: pod.endpoint((tier(web),) if pod is pods[0] else ()) for pod in (*pods, *strangers)},
+    )
+
+
+def ghost(number: int, *tiers: TierInfo) -> WorkloadEndpoint:
+    """An endpoint whose interface is not there."""
+    identity = EndpointID("k8s", f"ns1/ghost{number}", "eth0")
+    return WorkloadEndpoint(identity, f"calighost{number}", "", (f"10.65.1.{number}/32",), tiers, ("open",))
+
+
+def listed(saved: str) -> list[str]:
+    """Rules and chains of ``iptables-save``, without counters and times; the order of chains says nothing."""
+    return sorted(line.partition(" [")[0] for line in saved.splitlines() if line.startswith(("-A", ":")))
+
+
+def sysctl_of(key: str, value: str | None = None) -> str:
+    """A sysctl of the present namespace, after it has been set to ``value`` if there is one."""
+    if value is not None:
+        sysctl.write(key, value)
+    return sysctl.read(key)
+
+
+def proxy_arp(node: Node, pod: Pod) -> None:
+    """Answer for a pod's gateway, as Felix has the kernel do."""
+    node.ns.call(sysctl_of, f"net/ipv4/conf/{pod.interface}/proxy_arp", "1")
+    node.ns.call(sysctl_of, f"net/ipv4/neigh/{pod.interface}/proxy_delay", "0")
 
 
 def reaches(source: Namespace, address: str, port: int, *, source_address: str = "", timeout: float = 0.6) -> bool:
