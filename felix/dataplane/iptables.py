@@ -351,7 +351,12 @@ class IPTables:
             for chain in filter(None, map(tables[name].content, chosen - hooks.keys())):
                 pairs = zip(chain.rules, chain.hashes, strict=True)
                 hashes.update(digest for rule, digest in pairs if not rule.match.startswith("-p "))
-        if self._reader.lighten(family, written, hashes):
+        try:
+            lightened = self._reader.lighten(family, written, hashes)
+        except KernelError as error:
+            _logger.debug("comments of rules stay matches", error=str(error))
+            return
+        if lightened:
             self._count(1)
             self._since.touched.update((family, table, chain) for table, chain in written)
 
