@@ -29,6 +29,7 @@ from calipy.datastore.kinds.bgp import (
     SetPriority,
 )
 from calipy.datastore.kinds.cluster import (
+    AutoHostEndpointConfig,
     CalicoNodeStatusSpec,
     CalicoNodeStatusStatus,
     ClusterInformationSpec,
@@ -36,6 +37,7 @@ from calipy.datastore.kinds.cluster import (
     KubeControllersConfigurationSpec,
     KubeControllersConfigurationStatus,
     NodeControllerConfig,
+    TemplateSpec,
 )
 from calipy.datastore.kinds.endpoints import (
     IPNAT,
@@ -85,6 +87,7 @@ __all__ = [
     "IPNAT",
     "KINDS",
     "AddCommunity",
+    "AutoHostEndpointConfig",
     "BGPConfigurationSpec",
     "BGPFilterRule",
     "BGPFilterSpec",
@@ -146,6 +149,7 @@ __all__ = [
     "StagedGlobalNetworkPolicySpec",
     "StagedKubernetesNetworkPolicySpec",
     "StagedNetworkPolicySpec",
+    "TemplateSpec",
     "TierSpec",
     "TierStatus",
     "WorkloadEndpointPort",

@@ -36,6 +36,7 @@ from calipy.ipam.allocator import Allocator
 from calipy.ipam.collector import LeakTracker, collect
 from calipy.metrics import REGISTRY
 from calipy.node import host, startup, tunnels
+from calipy.node.autohep_writer import AutoHostEndpoints
 from calipy.node.health import Health, pages
 from calipy.node.metrics_server import MetricsServer, watch_process
 from calipy.node.parameters import AgentParameters
@@ -70,6 +71,7 @@ class Agent:
         self.workloads = Workloads(pods, self.client, settings.name)
         self.metrics = MetricsServer(remedy="mend the parameters PrometheusMetrics… of the FelixConfiguration")
         self.reporting = Reporting(self.felix, self.store, settings.name)
+        self.host_endpoints = AutoHostEndpoints(self.client, settings.name)
         self.health = Health()
         self._watchdog = AgentParameters().watchdog
         self._datastore_problem = "not connected yet"
@@ -100,6 +102,7 @@ class Agent:
             self._keep_tunnel_addresses(),
             self._follow_datastore(),
             self._collect_leaks(),
+            self.host_endpoints.run(),
             self.felix.run(),
             self.reporting.run(),
             self._follow_parameters(),
@@ -207,10 +210,12 @@ class Agent:
             match event:
                 case Update():
                     self.allocator.observe(event)
+                    self.host_endpoints.observe(event)
                     if _concerns_tunnels(event.key, self.settings.name):
                         self._pools_changed.set()
                 case InSync():
                     self.allocator.in_sync()
+                    self.host_endpoints.in_sync()
                     self._datastore_problem = ""
                     gc.freeze()  # the cluster's objects stay: no collection need walk over them again
                 case Status(state="connected"):

@@ -34,6 +34,7 @@ class TemplateSpec(GoStruct, frozen=True, kw_only=True):
     interface_cidrs: tuple[str, ...] = msgspec.field(default=(), name="interfaceCIDRs")
     interface_pattern: str = ""
     labels: dict[str, str] = msgspec.field(default_factory=dict)
+    annotations: dict[str, str] = msgspec.field(default_factory=dict)
     node_selector: str = ""
 
 

@@ -59,3 +59,8 @@ def check_kube_controllers(resource: Resource[Any, Any]) -> None:
             network(text, f"{field}.interfaceCIDRs[{position}]", strict=False)
         if template.node_selector:
             selects(template.node_selector, f"{field}.nodeSelector")
+        if template.interface_pattern:
+            try:
+                re.compile(template.interface_pattern)
+            except re.error as error:
+                fail(f"is not a regular expression: {error}", f"{field}.interfacePattern", template.interface_pattern)
