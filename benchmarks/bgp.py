@@ -21,7 +21,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import ip_interface
 from pathlib import Path
 
@@ -34,7 +34,8 @@ from calipy.datastore.resources import NodeBGPSpec, NodeSpec
 from calipy.kernel import netns as kernel_netns
 from calipy.kernel.monitor import Monitor, RouteEvent
 from calipy.net import NextHop, Route, parse_prefix
-from tests.support.bgp import ETCD, BgpLab, BgpNode, Program, eventually
+from tests.support.bgp import ETCD, BgpNode, Program, eventually
+from tests.support.bgp import network as lab
 from tests.support.netns import Namespace
 
 BIRD = """
@@ -55,24 +56,6 @@ neighbor 10.77.1.1 {{
   static {{ route 10.244.{number}.0/26 next-hop {address}; }}
 }}
 """
-
-
-@contextlib.contextmanager
-def lab() -> Iterator[BgpLab]:
-    """A lab, outside pytest."""
-    made: list[Namespace] = []
-
-    def make(label: str = "ns") -> Namespace:
-        made.append(Namespace(label))
-        return made[-1]
-
-    network = BgpLab(make)
-    try:
-        yield network
-    finally:
-        network.close()
-        for namespace in made:
-            namespace.close()
 
 
 def show(name: str, samples: list[float]) -> None:

@@ -272,13 +272,24 @@ def _update(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
     for name, by_next_hop in body.get("announce", {}).items():
         if (family := _FAMILIES.get(name)) is None:
             continue
-        for next_hop, entries in by_next_hop.items():
+        for next_hop, entries in _global_first(by_next_hop).items():
             attributes = _attributes(raw, next_hop)
             announced += [
                 Announced(_prefix(nlri["nlri"], family), attributes, _text(nlri.get("path-information", "")))
                 for nlri in entries
             ]
     return UpdateEvent(peer, withdrawn, tuple(announced))
+
+
+def _global_first(by_next_hop: Mapping[str, Any]) -> Mapping[str, Any]:
+    """NLRI by next hop, without the link-local ones that only accompany a global one.
+
+    An UPDATE has one next hop, which RFC 2545 lets have both addresses; ExaBGP then tells every NLRI twice.
+    """
+    if len(by_next_hop) < 2:
+        return by_next_hop
+    known = {hop: nlri for hop, nlri in by_next_hop.items() if not ipaddress.ip_address(_text(hop)).is_link_local}
+    return known or by_next_hop
 
 
 def _refresh(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:

@@ -83,6 +83,18 @@ def test_update() -> None:
     )
 
 
+def test_the_global_next_hop_of_two() -> None:
+    """A next hop with a link-local address besides makes one announcement, by the global one, in whichever order."""
+    hops = ["2001:db8::1", "fe80::1"]
+    for first, second in (hops, hops[::-1], hops[:1] * 2, hops[1:] * 2):
+        nlri = {hop: [{"nlri": "2001:db8:1::/48"}] for hop in (first, second)}
+        body = {"update": {"attribute": {}, "announce": {"ipv6 unicast": nlri}}}
+        update = parse(event("update", f'"direction": "receive", "message": {json.dumps(body)}'))
+        assert isinstance(update, UpdateEvent)
+        expected = hops[0] if hops[0] in nlri else hops[1]
+        assert [str(one.attributes.next_hop) for one in update.announced] == [expected]
+
+
 def test_open_knows_which_graceful_restart_flag_is_which() -> None:
     """ExaBGP names the F bit ``restart`` and the R bit ``forwarding``; the AS comes from capability 65."""
     assert parse(OPEN) == OpenEvent(
