@@ -19,6 +19,8 @@ from calipy.net import IPAddress
 
 MAX_PASSWORD: Final = 80
 """Bytes of a TCP-MD5 key that the kernel takes (TCP_MD5SIG_MAXKEYLEN)."""
+SPEED: Final = "2.5"
+"""An idle ExaBGP looks round every 25 ms; what comes in wakes it (``launch.Poller``)."""
 _WORD: Final = re.compile(r"[A-Za-z0-9_./:@%+=,-]+")
 
 
@@ -75,7 +77,7 @@ def environment(*, bind: Sequence[IPAddress], port: int, log_level: str = "WARNI
         "exabgp.api.cli": "false",
         "exabgp.log.level": log_level,
         "exabgp.log.destination": "stdout",
-        "exabgp.reactor.speed": "1.0",
+        "exabgp.reactor.speed": SPEED,
     }
 
 

@@ -25,6 +25,7 @@ from calipy.kernel import process as programs
 logger = log.get("bgp.exabgp")
 
 EXABGP: Final = (sys.executable, "-I", "-m", "exabgp")
+_LAUNCH: Final = (sys.executable, "-I", str(Path(__file__).with_name("launch.py").resolve()))
 _LOG_LIMIT: Final = 4 * 1024 * 1024
 _INHERITED: Final = ("PATH", "LANG", "LC_ALL", "TZ", "HOME")
 _KILL_SECONDS: Final = 5.0
@@ -115,7 +116,7 @@ class SpeakerProcess:
         with paths.log.open("ab") as output:
             paths.log.chmod(0o600)
             child = await asyncio.create_subprocess_exec(
-                *EXABGP, "server", str(paths.configuration),
+                *_LAUNCH, "server", str(paths.configuration),
                 stdin=asyncio.subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True, cwd=paths.directory, env={**inherited, **environment},
             )  # fmt: skip

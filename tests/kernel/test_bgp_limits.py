@@ -148,3 +148,19 @@ def test_an_exabgp_that_has_grown_too_large_is_restarted_once(bgp_lab: BgpLab) -
     assert n1.exabgp() == replaced
     assert "occupies" in n1.told()
     assert ping.stop()[1] == 0
+
+
+def test_ttl_security_on_a_session_that_the_peer_dials(bgp_lab: BgpLab) -> None:
+    """With ttlSecurity a router that sends another TTL gets no session, though it is the one that dials."""
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500, ttl_security=1)
+    n1 = bgp_lab.node("n1", "10.77.1.1/24")
+    # Nobody answers what we dial: the session can only be BIRD's.
+    bgp_lab.fabric.run("iptables", "-A", "INPUT", "-p", "tcp", "--dport", "179", "-j", "DROP")
+    dialing = tor({"n1": n1.address}).replace("local as 64500", "local 10.77.1.254 as 64500")
+    dialing = dialing.replace("passive on;", "connect delay time 1; connect retry time 1; error wait time 1,2;")
+    bird = bgp_lab.bird(bgp_lab.fabric, dialing)
+    eventually("BIRD has dialed", lambda: "Open" in bird.ask("show protocols n1") or n1.up("10.77.1.254"))
+    time.sleep(3)  # nothing may come of it
+    assert not n1.up("10.77.1.254")
+    bird.configure(dialing.replace("multihop 2;", "multihop 1; ttl security on;"))
+    eventually("with the right TTL", lambda: n1.up("10.77.1.254"), timeout=40)

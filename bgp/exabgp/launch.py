@@ -1,0 +1,114 @@
+"""Starts ExaBGP 5.0 with four things mended that cost a router dear.
+
+* It polls its descriptors with a timeout of ``reactor.speed`` x 10 ms, then gives every peer a turn. A descriptor whose
+  session has ended stays registered: from then on every poll returns at once, and ExaBGP sleeps the timeout without
+  listening, until the number has an owner again. Commands that take more than 50 steps, and connections on the
+  listening sockets, wait for the timeout as well. With ``Poller`` the timeout only says how often an idle ExaBGP looks
+  round, so that it can be long.
+* It waits ever longer, up to a minute, between attempts to reach a peer; nothing shortens that when the peer is back.
+  With ``RETRY_LONGEST`` it is Calico's time, and a SYN that nobody answers is repeated no longer than that either.
+* It does not check the TTL of sessions that the peer has dialed (``incoming-ttl``, RFC 5082).
+* It sends small messages late on sessions that it has dialed (Nagle's algorithm).
+
+Run as ``python -I launch.py server FILE``: imports the standard library and ExaBGP only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+from typing import Any, Final
+
+from exabgp.application.main import main
+from exabgp.reactor import listener
+from exabgp.reactor.delay import Delay
+from exabgp.reactor.loop import Reactor
+from exabgp.reactor.network.outgoing import Outgoing
+from exabgp.reactor.network.tcp import nagle, set_minimum_ttl
+
+RETRY_LONGEST: Final = 5
+"""Seconds between attempts to reach a peer (BIRD's ``connect retry time`` in Calico)."""
+SYN_RETRIES: Final = 2
+"""A connection is given up, and a new one begun, after 1 + 2 + 4 s without an answer."""
+READABLE: Final = select.POLLIN | select.POLLPRI
+
+
+class Poller:
+    """``select.poll`` for a reactor, which registers the sockets of its peers again in each turn."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._poll = select.poll()
+        self._listening: set[int] = set()
+
+    def register(self, descriptor: int, events: int) -> None:
+        """Watch a descriptor; of a peer's socket, until it is dead."""
+        self._poll.register(descriptor, events)
+
+    def unregister(self, descriptor: int) -> None:
+        """Watch it no more."""
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(descriptor)
+
+    def poll(self, timeout: float) -> list[tuple[int, int]]:
+        """What can be read; ``timeout`` in milliseconds, none while commands are unfinished."""
+        self._listen()
+        if not self._reactor.asynchronous.ready():
+            timeout = 0
+        ready = self._poll.poll(timeout)
+        for descriptor, event in ready:
+            # Whoever still has it registers it again; if nobody does, it must not wake us for ever.
+            if not event & READABLE:
+                self.unregister(descriptor)
+        return [(one, event) for one, event in ready if event & READABLE and one not in self._listening]
+
+    def _listen(self) -> None:
+        """Wake for connections as well; the reactor accepts them by itself."""
+        sockets = self._reactor.listener._sockets if self._reactor.listener else ()  # noqa: SLF001 - no other way
+        wanted = {sock.fileno() for sock in sockets}
+        for descriptor in self._listening - wanted:
+            self.unregister(descriptor)
+        for descriptor in wanted - self._listening:
+            self._poll.register(descriptor, select.POLLIN)
+        self._listening = wanted
+
+
+def mend() -> None:
+    """Replace the functions in question, in this process."""
+    initialise, increase, accepted, setup = (
+        Reactor.__init__,
+        Delay.increase,
+        listener.set_accepted_ttl,
+        Outgoing._setup,  # noqa: SLF001 - what this file is for
+    )
+
+    def with_poller(reactor: Any, configuration: Any) -> None:
+        initialise(reactor, configuration)
+        reactor._poller = Poller(reactor)  # noqa: SLF001 - likewise
+
+    def bounded(delay: Any) -> None:
+        increase(delay)
+        delay._next = min(delay._next, RETRY_LONGEST)  # noqa: SLF001 - likewise
+
+    def checked(connection: Any, neighbor: Any) -> None:
+        accepted(connection, neighbor)
+        if connection.io is not None:
+            set_minimum_ttl(connection.io, connection.afi, connection.peer, neighbor["incoming-ttl"])
+
+    def prompt(connection: Any) -> Any:
+        problem = setup(connection)
+        if problem is None:
+            nagle(connection.io, connection.peer)
+            connection.io.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, SYN_RETRIES)
+        return problem
+
+    Reactor.__init__ = with_poller
+    Delay.increase = bounded
+    listener.set_accepted_ttl = checked
+    Outgoing._setup = prompt  # noqa: SLF001 - likewise
+
+
+if __name__ == "__main__":
+    mend()
+    main()
