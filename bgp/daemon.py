@@ -14,7 +14,7 @@ from pathlib import Path
 
 from calipy import clock, log
 from calipy.api import Server
-from calipy.bgp import view
+from calipy.bgp import metrics, view
 from calipy.bgp.answers import Answers
 from calipy.bgp.exabgp.process import Paths, SpeakerProcess
 from calipy.bgp.forwarding import REPAIR_SECONDS
@@ -44,6 +44,7 @@ class Bgpd:
         self._kernel = KernelFib(RouteTable(NetlinkSocket()))
         self._router = Router(self._view, self._kernel, self.options, self._wake.set)
         self._answers = Answers(self._router)
+        metrics.watch(self._router)
         self._reporter = Reporter(store, hostname, self._answers.facts)
         self._syncer = Syncer(store, view.prefixes())
         self._in_sync = False

@@ -14,9 +14,12 @@ from calipy.bgp.kernel import KernelFib
 from calipy.bgp.peering import Session
 from calipy.bgp.rib import Change, Rib
 from calipy.kernel.monitor import AddressEvent, LinkEvent, Overrun, RouteEvent
+from calipy.metrics import REGISTRY
 from calipy.net import PROTO_BGP, IPAddress, NextHop, Prefix, Route, host_prefix
 
 logger = log.get("bgp.fib")
+
+_DRIFT: Final = REGISTRY.counter("bgp_fib_drift", "Routes in the kernel that were not as written, and were mended.")
 
 REPAIR_SECONDS: Final = 60.0
 SETTLE_SECONDS: Final = 0.05
@@ -142,6 +145,7 @@ class Forwarding:
             self.repair_at = now + REPAIR_SECONDS
             if drift := self.kernel.repair():
                 logger.info("routes mended", routes=drift)
+                _DRIFT.inc(drift)
 
     def interface(self, prefix: Prefix) -> str:
         """Where a prefix of ours leads to, "" without a route."""

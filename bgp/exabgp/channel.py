@@ -12,11 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from calipy import log
+from calipy import clock, log
 from calipy.bgp.exabgp import commands
 from calipy.bgp.exabgp.events import Ack, Event, Malformed, NeighbourTable, Resync, ShownRoute, Text, parse
+from calipy.metrics import REGISTRY
 
 logger = log.get("bgp.channel")
+
+_ACK: Final = REGISTRY.summary("bgp_exabgp_ack_seconds", "Time from a batch of commands to its last acknowledgement.")
 
 ANSWER_SECONDS: Final = 10.0
 """Longest silence from ExaBGP while something is outstanding; after it ExaBGP counts as hung."""
@@ -84,6 +87,7 @@ class Channel:
             ChannelClosedError: ExaBGP or the relay has gone; how many commands were taken up is unknown.
         """
         async with self._lock:
+            began = clock.monotonic()
             refused = outstanding = 0
             for line in lines:
                 self._write(line)
@@ -93,6 +97,8 @@ class Channel:
                     outstanding -= 1
             for _ in range(outstanding):
                 refused += not (await self._next_ack()).ok
+            if lines:
+                _ACK.observe(clock.monotonic() - began)
             return refused
 
     async def ask(self, line: str) -> list[Event]:

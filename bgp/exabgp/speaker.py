@@ -22,9 +22,14 @@ from calipy.bgp.exabgp.config import SpeakerSession
 from calipy.bgp.exabgp.events import Event, Neighbour, NeighbourTable, ShownRoute
 from calipy.bgp.exabgp.process import Paths, SpeakerProcess, install
 from calipy.bgp.path import Attributes
+from calipy.metrics import REGISTRY
 from calipy.net import IPAddress, Prefix
 
 logger = log.get("bgp.speaker")
+
+_STARTS: Final = REGISTRY.counter("bgp_exabgp_starts", "How often ExaBGP was started.")
+_RELAYS: Final = REGISTRY.counter("bgp_relay_lost", "How often the relay was lost while ExaBGP ran.")
+_RELOADS: Final = REGISTRY.counters("bgp_exabgp_reloads", "Reloads of ExaBGP's configuration.", "result")
 
 BACKOFF: Final = (0.0, 1.0, 2.0, 5.0)
 SETTLED: Final = 60.0
@@ -165,6 +170,7 @@ class Speaker:
                 raise ChannelClosedError(f"ExaBGP refuses its configuration: {problem}")
             self._loaded = loaded
             process = await SpeakerProcess.start(self._paths, self._environment)
+            _STARTS.inc()
         else:
             logger.info("exabgp adopted", pid=process.pid)
         self._process = process
@@ -202,6 +208,7 @@ class Speaker:
                 if self._reloading:
                     # A failed reload takes the relay away, and ExaBGP would exit at the next update.
                     raise ChannelClosedError("a reload has failed") from error
+                _RELAYS.inc()
                 logger.warning("relay lost, waiting for it", reason=str(error))
             finally:
                 self.synchronised = self._reloading = False
@@ -317,6 +324,7 @@ class Speaker:
             self.problem = f"ExaBGP refuses its configuration: {problem}"
             logger.error("configuration refused, the old one stays", reason=problem)
             self._refused_text = self._text()
+            _RELOADS.labels("refused").inc()
             return
         if wanted == loaded:
             return
@@ -331,10 +339,12 @@ class Speaker:
             if await self._confirmed(channel, wanted):
                 break
         else:
+            _RELOADS.labels("failed").inc()
             raise SpeakerUnusableError("ExaBGP does not take up its configuration")
         for peer in wanted.keys() | loaded.keys():
             if wanted.get(peer) != loaded.get(peer):
                 self._out.forget(peer)
+        _RELOADS.labels("done").inc()
         logger.info("exabgp reloaded", neighbours=len(wanted))
         self._loaded = wanted
 

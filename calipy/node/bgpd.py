@@ -5,6 +5,7 @@ from __future__ import annotations
 from calipy.bgp import daemon
 from calipy.bgp.router import Options
 from calipy.datastore.connect import connect
+from calipy.node.metrics_server import MetricsServer, MetricsSettings, watch_process
 from calipy.node.settings import NodeSettings, etcd_config
 
 
@@ -16,4 +17,11 @@ async def run(settings: NodeSettings, config_file: str | None) -> int:
     """
     store = connect(etcd_config(config_file))
     options = Options(router_id=settings.router_id, cluster_routes=settings.cluster_routes)
-    return await daemon.main(store, settings.name, options)
+    metrics = MetricsServer(remedy="set CALIPY_BGP_METRICS_HOST and CALIPY_BGP_METRICS_PORT to what is free here")
+    watch_process()
+    host, port = settings.bgp_metrics_host, settings.bgp_metrics_port
+    await metrics.configure(MetricsSettings(enabled=port > 0, host=host, port=port))
+    try:
+        return await daemon.main(store, settings.name, options)
+    finally:
+        await metrics.stop()

@@ -54,6 +54,8 @@ class NodeSettings:
         as_number: ``AS``, or None to inherit the cluster's.
         backend: ``bird`` (BGP) or ``none`` (policy only).
         cluster_routes: ``CALIPY_CLUSTER_ROUTES``: ``bgp``, ``datastore``, or "" for what the cluster says.
+        bgp_metrics_host, bgp_metrics_port: where bgpd serves metrics (``CALIPY_BGP_METRICS_HOST``, ``…_PORT``); port 0:
+            nowhere.
         leak_grace: seconds for which an address must have no endpoint before it is given back; 0 = never.
         felix: ``FELIX_…`` parameters, lower-cased names without the prefix.
     """
@@ -78,6 +80,8 @@ class NodeSettings:
     health_port: int = DEFAULT_HEALTH_PORT
     router_id: str = ""
     cluster_routes: str = ""
+    bgp_metrics_host: str = "localhost"
+    bgp_metrics_port: int = 0
     leak_grace: float = 900.0
     felix: Mapping[str, str] = field(default_factory=dict)
 
@@ -128,6 +132,8 @@ class NodeSettings:
             health_port=_port("FELIX_HEALTHPORT", felix.get("healthport", ""), DEFAULT_HEALTH_PORT),
             router_id=environ.get("CALICO_ROUTER_ID", ""),
             cluster_routes=_cluster_routes("CALIPY_CLUSTER_ROUTES", environ.get("CALIPY_CLUSTER_ROUTES", "")),
+            bgp_metrics_host=environ.get("CALIPY_BGP_METRICS_HOST", "") or "localhost",
+            bgp_metrics_port=_port("CALIPY_BGP_METRICS_PORT", environ.get("CALIPY_BGP_METRICS_PORT", ""), 0),
             leak_grace=_seconds("CALIPY_LEAK_GRACE", environ.get("CALIPY_LEAK_GRACE", ""), 900.0),
             felix=felix,
         )
