@@ -10,6 +10,7 @@ from typing import Any
 from calipy import clock
 from calipy.api import Handler
 from calipy.bgp import explain, nodestatus, status
+from calipy.bgp.elsewhere import Reports, elsewhere
 from calipy.bgp.explain import Origin
 from calipy.bgp.router import Router
 from calipy.errors import InvalidInputError
@@ -22,12 +23,14 @@ class Answers:
     Attributes:
         in_sync: whether the datastore has been read completely.
         datastore_problem: why it cannot be reached now, or "".
+        reports: what other nodes publish; fed by the owner.
     """
 
     def __init__(self, router: Router) -> None:
         self._router = router
         self.in_sync = False
         self.datastore_problem = ""
+        self.reports = Reports()
 
     def handlers(self) -> Mapping[str, Handler]:
         """By method of the socket."""
@@ -132,7 +135,9 @@ class Answers:
             kernel=kernel.actual.get(target),
             failure=failure.reason if failure else "",
         )
-        return explain.explain(facts).as_json()
+        others = router.view.other_nodes(4 if target.version == 4 else 6)
+        there = elsewhere(self.reports, target, others, explain.home(facts), clock.wall())
+        return explain.explain(facts).as_json() | {"elsewhere": there}
 
 
 def _prefix(text: object) -> Prefix:

@@ -76,7 +76,9 @@ class Bgpd:
                 case Update(key, value):
                     self._view.on_update(key, value)
                     if isinstance(key, keys.ResourceKey) and key.kind == "CalicoNodeStatus":
-                        self._reporter.on_update(key.name, value if isinstance(value, Resource) else None)
+                        resource = value if isinstance(value, Resource) else None
+                        self._reporter.on_update(key.name, resource)
+                        self._answers.reports.on_update(key.name, resource)
                 case InSync():
                     if not self._in_sync:
                         logger.info("datastore read", revision=event.revision)

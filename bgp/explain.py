@@ -146,7 +146,7 @@ def explain(facts: Facts) -> Explanation:
     return Explanation(facts.asked, facts.target, facts.hostname, tuple(steps))
 
 
-def _home(facts: Facts) -> str:
+def home(facts: Facts) -> str:
     """The node that the destination leads to, as the datastore has it."""
     origin = facts.origin
     single = facts.target.prefixlen == facts.target.max_prefixlen
@@ -154,7 +154,7 @@ def _home(facts: Facts) -> str:
 
 
 def _is_own(facts: Facts) -> bool:
-    return facts.target in facts.originated.prefixes() | facts.originated.hidden or _home(facts) == facts.hostname
+    return facts.target in facts.originated.prefixes() | facts.originated.hidden or home(facts) == facts.hostname
 
 
 def _origin(facts: Facts) -> Step:
@@ -216,17 +216,17 @@ def _learned(facts: Facts) -> Step:
 
 
 def _silence(facts: Facts) -> str:
-    home = _home(facts)
-    if facts.from_datastore and home:
-        return f"the datastore leads nowhere: Node {home} is missing, or has no IPv{facts.target.version} address"
+    there = home(facts)
+    if facts.from_datastore and there:
+        return f"the datastore leads nowhere: Node {there} is missing, or has no IPv{facts.target.version} address"
     family = [telling for telling in facts.sessions if telling.peer.version == facts.target.version]
     if not family:
         return f"this node has no session that carries IPv{facts.target.version}"
-    direct = next((telling for telling in family if home and telling.node == home), None)
+    direct = next((telling for telling in family if there and telling.node == there), None)
     if direct is not None and not direct.up:
-        return f"the session with {home} ({direct.peer}) is not up: {direct.info}"
+        return f"the session with {there} ({direct.peer}) is not up: {direct.info}"
     if direct is not None:
-        return f"{home} does not announce it over its session: ask there with `calipy bgp explain {facts.target}`"
+        return f"{there} does not announce it over its session: ask there with `calipy bgp explain {facts.target}`"
     down = [f"{_named(telling)}: {telling.info}" for telling in family if not telling.up]
     return "no peer tells of it" + (f"; not up: {'; '.join(down[:5])}" if down else "")
 

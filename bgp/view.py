@@ -20,7 +20,7 @@ from calipy.datastore import codec, keys
 from calipy.datastore.ipam import CONFIRMED, Block, BlockAffinity
 from calipy.datastore.resources import BGPConfigurationSpec, BGPFilterSpec, BGPPeerSpec, IPPoolSpec, NodeSpec, Resource
 from calipy.errors import InvalidInputError
-from calipy.net import NORMAL_METRIC, IPAddress, Prefix, host_prefix, parse_prefix
+from calipy.net import NORMAL_METRIC, Family, IPAddress, Prefix, host_prefix, parse_prefix
 
 _NODE_PREFIX = "node."
 
@@ -162,6 +162,11 @@ class View:
                 mesh=mesh,
             ),
         )
+
+    def other_nodes(self, family: Family) -> dict[str, IPAddress]:
+        """The other nodes with a BGP address of a family."""
+        found = {name: one.address(family) for name, one in self._nodes.items() if name != self.hostname}
+        return {name: address for name, address in found.items() if address is not None}
 
     def own_addresses(self) -> frozenset[IPAddress]:
         """The node's BGP addresses."""

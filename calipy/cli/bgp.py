@@ -110,7 +110,8 @@ def explain(prefix: str, output: str) -> None:
     """Show why traffic to PREFIX (or an address) goes where it goes from this node, and where the chain breaks.
 
     From the block it belongs to, over the peers that it is announced to or learned from and the best path, to the
-    kernel's route. Exits with 1 if the chain breaks.
+    kernel's route. Exits with 1 if the chain breaks. Then what other nodes have, as far as they publish it: those for
+    which a CalicoNodeStatus with the class Routes exists.
 
     \b
     Examples:
@@ -126,8 +127,17 @@ def explain(prefix: str, output: str) -> None:
             click.echo(f"  {step['step']:<10} {'ok' if step['ok'] else 'BREAKS':<7} {step['text']}")
             for detail in step["details"]:
                 click.echo(f"{'':21}{detail}")
+        _echo_elsewhere(found["elsewhere"])
     if found["broken"]:
         click.get_current_context().exit(1)
+
+
+def _echo_elsewhere(found: dict[str, Any]) -> None:
+    for one in found["nodes"]:
+        click.echo(f"  node {one['node']}: {one['text']}")
+    if unknown := found["unknown"]:
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        click.echo(f"  unknown on {', '.join(unknown[:5])}{more}: {found['remedy']}")
 
 
 @command.command()

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from calipy.cli.bgp import command
+from calipy.datastore.kinds.cluster import CalicoNodeStatusSpec
 from tests.support.bgp import BgpLab, BgpNode, eventually, eventually_is
 
 pytestmark = pytest.mark.kernel
@@ -47,3 +48,24 @@ def test_each_link_of_the_chain(bgp_lab: BgpLab, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CALIPY_RUN_DIR", str(n1.directory))
     shown = CliRunner().invoke(command, ["explain", "10.244.4.1"])
     assert "BREAKS" in shown.output
+
+
+def test_what_other_nodes_have(bgp_lab: BgpLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the routes that nodes publish, with their age; a node that publishes none is unknown, not guessed."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.block("10.244.1.0/26", "n1")
+    n1, n2 = bgp_lab.node("n1", "10.77.1.1/24"), bgp_lab.node("n2", "10.77.1.2/24")
+    bgp_lab.node("n3", "10.77.1.3/24", start=False)
+    eventually_is("routes", {"10.244.1.0/26": (n1.address,)}, n2.gateways)
+    spec = CalicoNodeStatusSpec(node="n2", classes=("Routes",), update_period_seconds=1)
+    bgp_lab.apply("CalicoNodeStatus", "of-n2", spec)
+    monkeypatch.setenv("CALIPY_RUN_DIR", str(n1.directory))
+
+    def lines() -> str:
+        return CliRunner().invoke(command, ["explain", "10.244.1.5"]).output
+
+    eventually("n2's route", lambda: "node n2: has 10.244.1.0/26 via 10.77.1.1, as of " in lines())
+    assert "(CalicoNodeStatus of-n2)" in lines()
+    assert "unknown on n3: " in lines()
+    bgp_lab.unblock("10.244.1.0/26", "n1")
+    eventually("n2 without", lambda: "node n2: has 0.0.0.0/0 via 10.77.1.254, as of " in lines())
