@@ -53,7 +53,7 @@ class TunnelNode:
 
     def start(self, mtu_file: Path | None = None, **config: str) -> FelixProcess:
         """Start Felix; it knows nothing until ``Cluster.become``."""
-        self._server = self._server or FelixServer(self.ns)
+        self._server = self._server or FelixServer(self.ns, {})
         self.felix = FelixProcess(self._server, config, graph=True, hostname=self.name, mtu_file=mtu_file)
         return self.felix
 
