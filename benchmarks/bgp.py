@@ -5,11 +5,14 @@
 * ``table``: BIRD sends 10,000 routes of one origin; until the last is in our kernel, against BIRD's own.
 * ``sessions``: a node whose 100 mesh peers are one ExaBGP with 100 addresses, each announcing a block: time until all
   are Established and all routes in the kernel; memory of ExaBGP and bgpd; CPU while nothing happens.
+* ``reflect``: a node as reflector of 50, 100 and 200 clients, each of which announces a block: from its start until
+  every client has all blocks; memory; one new block until all others have it; against BIRD.
 
-Bars: block median at most 3 x BIRD's plus one etcd write, 99th percentile at most 50 ms; table at most 1 s; sessions
-all up in 5 s, ExaBGP at most 60 MB, idle CPU at most 12 % of a core.
+Bars: reflect at most 4 s with 100 clients, 10 s with 200; block median at most 3 x BIRD's plus one etcd write, 99th
+percentile at most 50 ms; table at most 1 s; sessions all up in 5 s, ExaBGP at most 60 MB, idle CPU at most 12 % of a
+core.
 
-    ./run bench bgp [block|table|sessions …] [--probes 200] [--peers 100]
+    ./run bench bgp [block|table|sessions|reflect …] [--probes 200] [--peers 100]
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ from ipaddress import ip_interface
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from _reflect import reflect
 
 from calipy.datastore import codec, keys
 from calipy.datastore.etcd import EtcdStore
@@ -224,16 +229,20 @@ def resident(pid: int) -> float:
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=[], help="block, table, sessions; all of them by default")
+    parser.add_argument("what", nargs="*", default=[], help="block, table, sessions, reflect; all of them by default")
     parser.add_argument("--probes", type=int, default=200)
     parser.add_argument("--routes", type=int, default=10_000)
     parser.add_argument("--peers", type=int, default=100)
+    parser.add_argument("--clients", type=int, nargs="*", default=[50, 100, 200])
     options = parser.parse_args()
-    chosen = options.what or ["table", "sessions", "block"]
+    chosen = options.what or ["table", "sessions", "reflect", "block"]
     if "table" in chosen:
         full_table(options.routes)
     if "sessions" in chosen:
         many_sessions(options.peers)
+    if "reflect" in chosen:
+        for clients in options.clients:
+            reflect(clients, resident)
     if "block" in chosen:  # last: it changes this process's namespace
         asyncio.run(block_latency(options.probes))
 
