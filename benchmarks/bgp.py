@@ -1,7 +1,9 @@
 """BGP beside BIRD, in namespaces on this machine: latency of one block, 10,000 routes, one node with many sessions.
 
 * ``block``: a block's affinity written to etcd → its route in the other node's kernel (etcd watch, bgpd, ExaBGP,
-  ExaBGP, bgpd, netlink), against a kernel route → BIRD → BIRD → its route in the other's kernel.
+  ExaBGP, bgpd, netlink), against a kernel route → BIRD → BIRD → its route in the other's kernel, and against the way
+  in which Calico gives BIRD a block: a static blackhole in its file, ``birdc configure`` → BIRD → the other's kernel
+  (without etcd and confd, which come before that in Calico).
 * ``table``: BIRD sends 10,000 routes of one origin; until the last is in our kernel, against BIRD's own.
 * ``sessions``: a node whose 100 mesh peers are one ExaBGP with 100 addresses, each announcing a block: time until all
   are Established and all routes in the kernel; memory of ExaBGP and bgpd; CPU while nothing happens.
@@ -9,8 +11,8 @@
   every client has all blocks; memory; one new block until all others have it; against BIRD.
 
 Bars: reflect at most 4 s with 100 clients, 10 s with 200; block median at most 3 x BIRD's plus one etcd write, 99th
-percentile at most 50 ms; table at most 1 s; sessions all up in 5 s, ExaBGP at most 60 MB, idle CPU at most 12 % of a
-core.
+percentile at most 50 ms; table at most 1 s; sessions all up in 5 s, ExaBGP at most 60 MB, idle CPU at most 6 %
+of a core.
 
     ./run bench bgp [block|table|sessions|reflect …] [--probes 200] [--peers 100]
 """
@@ -92,7 +94,8 @@ async def block_latency(probes: int) -> None:
         one, two = network.node("n1", "10.77.1.1/24"), network.node("n2", "10.77.1.2/24")
         a, b = network.namespace("bird-a", "10.77.1.101/24"), network.namespace("bird-b", "10.77.1.102/24")
         text = {"pool": "10.245.0.0/16", "more": ""}
-        network.bird(a, BIRD.format(address="10.77.1.101", other="10.77.1.102", passive="", **text), "bird-a")
+        plain = BIRD.format(address="10.77.1.101", other="10.77.1.102", passive="", **text)
+        sender = network.bird(a, plain, "bird-a")
         network.bird(b, BIRD.format(address="10.77.1.102", other="10.77.1.101", passive="passive;", **text), "bird-b")
         eventually("sessions", lambda: one.up(two.address) and two.up(one.address))
         # gRPC connects from the namespace its first call is made in: this process enters the fabric's.
@@ -101,6 +104,7 @@ async def block_latency(probes: int) -> None:
         ours: list[float] = []
         writes: list[float] = []
         birds: list[float] = []
+        files: list[float] = []
         with Monitor(netns_fd=two.ns.fd) as at_two, Monitor(netns_fd=b.fd) as at_b:
             for number in range(probes + 20):
                 dst = f"10.244.{number >> 2 & 255}.{(number & 3) << 6}/26"
@@ -119,7 +123,11 @@ async def block_latency(probes: int) -> None:
                 )
                 bird = await probe(at_b, str(route.dst), lambda route=route: a.routes.apply(add=[route]))
                 await probe(at_b, str(route.dst), lambda route=route: a.routes.apply(delete=[route]), gone=True)
+                static = f"{plain}protocol static {{ ipv4; route {route.dst} blackhole; }}\n"
+                file = await probe(at_b, str(route.dst), lambda static=static: sender.configure(static))
+                await probe(at_b, str(route.dst), lambda: sender.configure(plain), gone=True)
                 if number >= 20:
+                    files.append(file)
                     ours.append(took)
                     writes.append(write)
                     birds.append(bird)
@@ -127,8 +135,11 @@ async def block_latency(probes: int) -> None:
         show("etcd -> bgpd -> ExaBGP -> bgpd -> kernel", ours)
         show("  of which the etcd write itself", writes)
         show("kernel -> BIRD -> BIRD -> kernel", birds)
+        show("file -> birdc configure -> BIRD -> BIRD", files)
         ratio = (statistics.median(ours) - statistics.median(writes)) / statistics.median(birds)
         print(f"  ratio without the etcd write: {ratio:.1f}", flush=True)
+        ratio = (statistics.median(ours) - statistics.median(writes)) / statistics.median(files)
+        print(f"  to Calico's way with BIRD:    {ratio:.1f}", flush=True)
 
 
 def full_table(routes: int) -> None:
