@@ -65,6 +65,7 @@ class IPSets:
         self._table = table
         self._actual: dict[str, KernelSet] | None = None
         self._touched: set[str] = set()
+        self._unsurprising: frozenset[bytes] = frozenset()  # what the kernel said of all sets when it was as we know it
         self._socket = NetfilterSocket()
 
     def close(self) -> None:
@@ -72,19 +73,27 @@ class IPSets:
         self._socket.close()
 
     def others_wrote(self) -> bool:
-        """Whether a set of ours is missing, or has another number of members than we gave it. Linear in the sets.
+        """Whether a set of ours is missing, or has another number of members than we gave it.
+
+        Linear in the sets, but for those about which the kernel says what it said the last time: 6 us each, nearly all
+        of it the kernel's.
 
         Raises:
             KernelError: the kernel refused.
         """
         if self._actual is None:
             return False
+        headers = self._socket.dump("list ip sets", _LIST, socket.AF_INET, _PROTOCOL + _HEADERS_ONLY)
+        if headers and len(headers) == len(self._unsurprising) and self._unsurprising.issuperset(headers):
+            return False
         sizes: dict[bytes, int] = {}
-        for body in self._socket.dump("list ip sets", _LIST, socket.AF_INET, _PROTOCOL + _HEADERS_ONLY):
+        for body in headers:
             found = netlink.attributes(body, HEADER_SIZE)
             size = netlink.attributes(found[_DATA])[_ELEMENTS]
             sizes[found[_SETNAME][:-1]] = int.from_bytes(size, "big")
-        return any(sizes.get(name.encode()) != len(known.members) for name, known in self._actual.items())
+        differ = any(sizes.get(name.encode()) != len(known.members) for name, known in self._actual.items())
+        self._unsurprising = frozenset() if differ else frozenset(headers)
+        return differ
 
     def measure(self) -> None:
         """Set the gauges. Linear in the sets."""
@@ -131,6 +140,7 @@ class IPSets:
                 found[name] = known
         first = self._actual is None
         self._actual = found
+        self._unsurprising = frozenset()
         differing = compare_sets(self._table, found)
         drift = [
             Difference("ipset", name, f"{len(self._table.sets[name].members)} members", _shown(found.get(name)))
@@ -162,6 +172,7 @@ class IPSets:
             plan = plan_sets(self._table, self._actual, without)
             number, error = await self._restore(plan.lines)
             self._touched.update(plan.owners)
+            self._unsurprising = frozenset()
             if not error:
                 record_sets(self._table, self._actual, without)
                 return failed
@@ -191,6 +202,7 @@ class IPSets:
             number, error = await self._restore(tuple(f"destroy {name}" for name in waiting))
             done = len(waiting) if not error else max(number - 1, 0)
             self._touched.update(waiting)
+            self._unsurprising = frozenset()
             for name in waiting[:done]:
                 del self._actual[name]
             if error:
