@@ -31,7 +31,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import _cluster as data
-from _felix import AgentProcess, Kernel, Twin, until
+from _felix import AgentProcess, Kernel, Twin, compile_agent, until
 
 from calipy.cli.render import table
 from calipy.datastore import codec, keys
@@ -326,6 +326,7 @@ async def measure(arguments: argparse.Namespace, url: str, directory: Path) -> l
     bench = Bench(url, arguments.program, directory, interfaces=not arguments.no_interfaces)
     rows: list[Row] = []
     rounds = arguments.rounds
+    compile_agent(directory)
 
     def add(*found: Row) -> None:
         rows.extend(found)
