@@ -388,6 +388,7 @@ class Dataplane:
             policies=dict(self._policies),
             profiles=dict(self._profiles),
             endpoints=dict(self._endpoints),
+            host_endpoints=dict(self._hosts.endpoints),
             pools=dict(self._pools),
             services=self._services,
         )
@@ -430,9 +431,11 @@ class Dataplane:
         elif self._upkeep.parameters_due(now):
             self._set_node_parameters()
             self._edges.check_parameters()
+        self._hosts.ask_addresses(wanted=self._set_table.marks)
         if await self._hosts.resolve(now):
             for renderer in self._renderers.values():
                 renderer.set_hosts(self._hosts.interfaces)
+        self._set_table.set_this_host(self._hosts.addresses)
         self._groups.withdraw()
         self._set_failures = await self._ipsets.write()
         report.errors += [f"ip set {name}: {why}" for name, why in self._set_failures.items()]

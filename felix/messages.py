@@ -38,7 +38,7 @@ __all__ = [
     "WorkloadEndpoint",
 ]
 
-SetType: TypeAlias = Literal["net", "ip,port"]
+SetType: TypeAlias = Literal["net", "ip", "ip,port"]
 Encap: TypeAlias = Literal["none", "ipip", "vxlan"]
 """How packets of a pool travel between nodes."""
 VTEPID: TypeAlias = tuple[str, Family]
@@ -147,6 +147,7 @@ class WorkloadEndpoint:
         tiers: in evaluation order.
         profiles: names, in order.
         spoof_prefixes: extra source prefixes the pod may use.
+        dscp: code point of what it sends out of the cluster, None: as it is.
     """
 
     id: EndpointID
@@ -157,6 +158,7 @@ class WorkloadEndpoint:
     profiles: tuple[str, ...]
     admin_up: bool = True
     spoof_prefixes: tuple[str, ...] = ()
+    dscp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +173,7 @@ class HostEndpoint:
         pre_dnat: policy before destination NAT; ingress only.
         forward: policy on traffic that the node forwards (applyOnForward); these policies are in ``tiers`` as well.
         profiles: names, in order.
+        dscp: code point of what its expected addresses send out of the cluster, None: as it is.
     """
 
     name: str
@@ -181,6 +184,7 @@ class HostEndpoint:
     pre_dnat: tuple[TierInfo, ...] = ()
     forward: tuple[TierInfo, ...] = ()
     profiles: tuple[str, ...] = ()
+    dscp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

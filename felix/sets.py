@@ -11,16 +11,19 @@ from typing import Final, Literal
 
 from calipy.felix.messages import Changes, IPSet, IPSetDelta, SetType
 from calipy.felix.ownership import owns_set
+from calipy.felix.render.dscp import MARKED_SOURCES, THIS_HOST
 from calipy.felix.render.encap import ALL_VXLAN
 from calipy.felix.render.names import set_name
 from calipy.felix.render.nat import ALL_HOSTS, ALL_POOLS, MASQUERADED_POOLS
 from calipy.net import Family, Prefix
 
-KernelType = Literal["hash:net", "hash:ip,port"]
-_KERNEL_TYPES: Final[dict[SetType, KernelType]] = {"net": "hash:net", "ip,port": "hash:ip,port"}
+KernelType = Literal["hash:net", "hash:ip", "hash:ip,port"]
+_KERNEL_TYPES: Final[dict[SetType, KernelType]] = {"net": "hash:net", "ip": "hash:ip", "ip,port": "hash:ip,port"}
 _FAMILIES: Final[tuple[Family, Family]] = (4, 6)
-_SHARED: Final = (ALL_HOSTS, ALL_VXLAN)
+_WITH_EXTERNAL: Final = (ALL_HOSTS, ALL_VXLAN)
 """Sets to which each node gives its addresses, and the configuration those of external nodes."""
+_SHARED: Final = (*_WITH_EXTERNAL, MARKED_SOURCES)
+"""Sets with several owners, who may give the same members."""
 _EXTERNAL: Final = None
 _INET: Final[dict[Family, str]] = {4: "inet", 6: "inet6"}
 _HALVES: Final = {"0.0.0.0/0": ("0.0.0.0/1", "128.0.0.0/1"), "::/0": ("::/1", "8000::/1")}
@@ -67,7 +70,8 @@ class SetTable:
         for identity in (ALL_POOLS, MASQUERADED_POOLS, *_SHARED):
             self._put(IPSet(identity, "net", frozenset()))
         self._owners: dict[str, dict[Hashable, frozenset[str]]] = {identity: {} for identity in _SHARED}
-        for identity in _SHARED:
+        self._put(IPSet(THIS_HOST, "ip", frozenset()))
+        for identity in _WITH_EXTERNAL:
             self._own(identity, _EXTERNAL, map(_member, external_nodes))
 
     @property
@@ -107,6 +111,23 @@ class SetTable:
             self._own(ALL_HOSTS, name, filter(None, (host.ipv4, host.ipv6)) if host else ())
         for node, vtep in changes.vteps.items():
             self._own(ALL_VXLAN, node, (vtep.parent,) if vtep and not vtep.local else ())
+        for workload, endpoint in changes.endpoints.items():
+            marked = endpoint.nets if endpoint and endpoint.dscp is not None else ()
+            self._own(MARKED_SOURCES, workload, (net.partition("/")[0] for net in marked))
+        for name, host_endpoint in changes.host_endpoints.items():
+            marked = host_endpoint.expected_ips if host_endpoint and host_endpoint.dscp is not None else ()
+            self._own(MARKED_SOURCES, name, marked)
+
+    def set_this_host(self, addresses: Iterable[str]) -> None:
+        """Take in all addresses of this node itself, bare. Linear in them."""
+        members = (self._sets[set_name(family, THIS_HOST)].members for family in _FAMILIES)
+        old, new = frozenset().union(*members), frozenset(addresses)
+        self._change(THIS_HOST, new - old, old - new)
+
+    @property
+    def marks(self) -> bool:
+        """Whether an endpoint has its packets marked when they leave the cluster."""
+        return bool(self._owners[MARKED_SOURCES])
 
     def wants(self, name: str, member: str) -> bool:
         """Whether the kernel's set should have the member."""

@@ -13,10 +13,10 @@ from fractions import Fraction
 from typing import Any, Final
 
 from calipy.datastore.resources import QoSControls
+from calipy.policy import dscp as code_points
 
 PREFIX: Final = "qos.projectcalico.org/"
 KUBERNETES_BANDWIDTH: Final = "kubernetes.io/{}-bandwidth"
-DSCP: Final = PREFIX + "dscp"
 
 _UINT32: Final = 2**32 - 1
 _BOUNDS: Final = {
@@ -35,9 +35,6 @@ _DEFAULT_PACKET_BURST: Final = 5
 _QUANTITY = re.compile(r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))(?:([eE])([+-]?[0-9]+)|([numkMGTPE]|[KMGTPE]i)?)")
 _DECIMAL: Final = {"n": -9, "u": -6, "m": -3, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15, "E": 18}
 _BINARY: Final = {"Ki": 10, "Mi": 20, "Gi": 30, "Ti": 40, "Pi": 50, "Ei": 60}
-_DSCP_NAMES: Final = frozenset(
-    {"DF", "EF", "LE", "VA"} | {f"CS{n}" for n in range(8)} | {f"AF{n}{m}" for n in range(1, 5) for m in range(1, 4)}
-)
 
 
 def quantity(text: str) -> int | None:
@@ -61,7 +58,7 @@ def qos_controls(annotations: Mapping[str, str]) -> QoSControls | None:
     limits: dict[str, Any] = {}
     for direction in ("ingress", "egress"):
         limits |= _of_direction(annotations, direction)
-    dscp = _dscp(annotations.get(DSCP, ""))
+    dscp = code_points.stored(annotations.get(code_points.ANNOTATION, ""))
     if not any(limits.values()) and dscp is None:
         return None
     return QoSControls(**limits, dscp=dscp)
@@ -96,9 +93,3 @@ def _snake(name: str) -> str:
 def _in_range(text: str, low: int, high: int) -> int:
     value = quantity(text)
     return 0 if value is None else min(max(value, low), high)
-
-
-def _dscp(text: str) -> int | str | None:
-    if text.isdecimal() and int(text) < 64:
-        return int(text)
-    return text if text in _DSCP_NAMES else None

@@ -24,11 +24,14 @@ class HostEndpoints:
 
     Attributes:
         interfaces: interface, or ``ANY_INTERFACE``, → the host endpoint that governs it, as of the last ``resolve``.
+        addresses: of the node itself, bare, as of the last ``resolve``; {} unless they are asked for.
     """
 
     def __init__(self, config: FelixConfig) -> None:
         """Open a netlink socket; nothing is read yet."""
         self.interfaces: Mapping[str, HostEndpoint] = {}
+        self.addresses: frozenset[str] = frozenset()
+        self._asked = False
         self._config = config
         self._socket = NetlinkSocket()
         self._links = Links(self._socket)
@@ -55,10 +58,21 @@ class HostEndpoints:
                 self._endpoints[name] = endpoint
             self.resync()
 
+    def ask_addresses(self, *, wanted: bool) -> None:
+        """Whether ``addresses`` are to be kept up to date."""
+        if wanted != self._asked:
+            self._asked = wanted
+            self.resync()
+
+    @property
+    def endpoints(self) -> Mapping[str, HostEndpoint]:
+        """The host endpoints of this node by name; not to be changed."""
+        return self._endpoints
+
     def on_event(self, event: LinkEvent | AddressEvent, now: float) -> bool:
         """Note what happened to a link or address; True if it calls for ``resolve``."""
         name = event.name if isinstance(event, LinkEvent) else event.address.interface
-        if not self._endpoints or is_workload_interface(name, self._config.interface_prefixes):
+        if not (self._endpoints or self._asked) or is_workload_interface(name, self._config.interface_prefixes):
             return False
         due = now + _GRACE if isinstance(event, AddressEvent) and event.gone else now
         self._due = due if self._due is None else min(due, self._due)
@@ -75,7 +89,7 @@ class HostEndpoints:
     async def resolve(self, now: float) -> bool:
         """Read what is needed and work out who governs what; True if ``interfaces`` is another one now.
 
-        Nothing is read without a host endpoint.
+        Nothing is read without a host endpoint, unless addresses are asked for.
 
         Raises:
             KernelError: links or addresses cannot be read.
@@ -83,7 +97,7 @@ class HostEndpoints:
         if self._due is None or self._due > now:
             return False
         self._due = None
-        if self._endpoints:
+        if self._endpoints or self._asked:
             try:
                 links, addresses = await asyncio.to_thread(self._read)
             except BaseException:
@@ -91,6 +105,7 @@ class HostEndpoints:
                 raise
             self._up = frozenset(link.name for link in links if link.running)
             self._addresses = self._by_interface(addresses)
+        self.addresses = self._own_addresses() if self._asked else frozenset()
         old, self.interfaces = (
             self.interfaces,
             hosts.resolve(self._endpoints.values(), self._addresses, self._config.interface_prefixes),
@@ -109,6 +124,11 @@ class HostEndpoints:
     def warnings(self) -> list[str]:
         """What the host endpoints ask for and cannot get."""
         return hosts.warnings(self.interfaces)
+
+    def _own_addresses(self) -> frozenset[str]:
+        prefixes = self._config.interface_prefixes
+        names = (name for name in self._addresses if not is_workload_interface(name, prefixes))
+        return frozenset().union(*(self._addresses[name] for name in names))
 
     def _read(self) -> tuple[list[Link], list[LinkAddress]]:
         return self._links.list_links(), self._links.list_addresses()

@@ -295,6 +295,7 @@ class ActiveRules:
                 self._tiers_of(head for head in heads if not (head.do_not_track or head.pre_dnat)),
                 endpoint.profiles,
                 spoof_prefixes=endpoint.spoof_prefixes,
+                dscp=endpoint.dscp,
             )
         if message != sent:
             self._sent[key] = message
@@ -314,6 +315,7 @@ class ActiveRules:
             self._tiers_of(pre_dnat),
             self._tiers_of(head for head in normal if head.apply_on_forward),
             endpoint.profiles,
+            endpoint.dscp,
         )
 
     def _tiers_of(self, heads: Iterable[model.Policy]) -> tuple[TierInfo, ...]:

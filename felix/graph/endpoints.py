@@ -23,6 +23,7 @@ from calipy.datastore.resources import (
 )
 from calipy.errors import InvalidInputError
 from calipy.felix.messages import EndpointID
+from calipy.policy import dscp
 from calipy.policy.effective import (
     NAMESPACE_LABEL,
     NAMESPACE_PREFIX,
@@ -79,6 +80,7 @@ class LocalEndpoint(NamedTuple):
     nets: tuple[str, ...]
     profiles: tuple[str, ...]
     spoof_prefixes: tuple[str, ...]
+    dscp: int | None
 
 
 class LocalHostEndpoint(NamedTuple):
@@ -88,6 +90,7 @@ class LocalHostEndpoint(NamedTuple):
     interface: str
     expected_ips: tuple[str, ...]
     profiles: tuple[str, ...]
+    dscp: int | None
 
 
 def workload(key: ResourceKey, resource: Resource[WorkloadEndpointSpec, Any]) -> Labelled:
@@ -132,6 +135,7 @@ def local(key: ResourceKey, resource: Resource[WorkloadEndpointSpec, Any], hostn
         ),
         spec.profiles,
         spec.allow_spoofed_source_prefixes,
+        _dscp(resource, spec.qos_controls.dscp if spec.qos_controls else None),
     )
 
 
@@ -160,7 +164,7 @@ def local_host(key: ResourceKey, resource: Resource[HostEndpointSpec, Any], host
         raise InvalidInputError(
             "no interface", field="spec.interfaceName", value="", remedy="name it, or give spec.expectedIPs"
         )
-    return LocalHostEndpoint(key.name, spec.interface_name, addresses, spec.profiles)
+    return LocalHostEndpoint(key.name, spec.interface_name, addresses, spec.profiles, _dscp(resource))
 
 
 def network_set(key: ResourceKey, resource: Resource[NetworkSetSpec | GlobalNetworkSetSpec, Any]) -> Labelled:
@@ -183,6 +187,15 @@ def network_set(key: ResourceKey, resource: Resource[NetworkSetSpec | GlobalNetw
         labels = {**labels, NAMESPACE_LABEL: key.namespace}
         parents = (namespace_profile_name(key.namespace),)
     return Labelled(Member(tuple(nets)), labels, parents)
+
+
+def _dscp(resource: Resource[Any, Any], given: int | str | None = None) -> int | None:
+    """The code point of what an endpoint sends: what its spec says, else its annotation; None also for a bad one.
+
+    Calico looks at the annotation of host endpoints only; pods' becomes part of the spec when the endpoint is made.
+    """
+    value = resource.metadata.annotations.get(dscp.ANNOTATION) if given is None else given
+    return None if value is None else dscp.number(value)
 
 
 def _addresses(texts: tuple[str, ...], field: str) -> tuple[str, ...]:

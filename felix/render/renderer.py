@@ -23,7 +23,7 @@ from calipy.felix.messages import (
     TierInfo,
     WorkloadEndpoint,
 )
-from calipy.felix.render import static, syntax
+from calipy.felix.render import dscp, static, syntax
 from calipy.felix.render.dispatch import Dispatch
 from calipy.felix.render.endpoint import workload_chains
 from calipy.felix.render.host import POLICY_TABLES, HostPlan, PolicyTable, host_chains
@@ -80,6 +80,7 @@ class Renderer:
         self._spoofing: dict[str, WorkloadEndpoint] = {}
         self._natted_pools: set[str] = set()
         self._services: tuple[str, ...] = ()
+        self._marked: dict[EndpointID | str, tuple[dscp.Source, ...]] = {}
         self._fast_path = False
         self._present: static.Present | None = None
         end = static.unknown_interface(config)
@@ -102,6 +103,7 @@ class Renderer:
         self.tables["raw"].put(static.rpf_skip_chain(()))
         self._render_services()
         self._render_pools()
+        self._render_marked()
         self._render_static()
 
     def update(self, changes: Changes) -> None:
@@ -132,6 +134,7 @@ class Renderer:
         if changes.services is not None:
             self._services = tuple(changes.services)
             self._render_services()
+        self._update_marked(changes)
         self._render_static()
 
     def set_hosts(self, interfaces: Mapping[str, HostEndpoint]) -> None:
@@ -272,6 +275,32 @@ class Renderer:
     def _render_services(self) -> None:
         self._filter.put(static.cidr_block_chain(self._context.family, self._context.config, self._services))
 
+    def _update_marked(self, changes: Changes) -> None:
+        """Whose packets are marked when they leave the cluster; renders only if that has become different."""
+        stale = False
+        for workload, endpoint in changes.endpoints.items():
+            nets = endpoint.nets if endpoint else ()
+            stale |= self._mark(workload, nets, endpoint.dscp if endpoint else None)
+        for name, host in changes.host_endpoints.items():
+            stale |= self._mark(name, host.expected_ips if host else (), host.dscp if host else None)
+        if stale:
+            self._render_marked()
+
+    def _mark(self, owner: EndpointID | str, nets: tuple[str, ...], value: int | None) -> bool:
+        """Note the code point of an endpoint; True if that changes anything."""
+        old = self._marked.pop(owner, ())
+        new: tuple[dscp.Source, ...] = ()
+        if value is not None:
+            new = tuple(
+                dscp.Source(net.partition("/")[0], value) for net in nets if family_of(net) == self._context.family
+            )
+        if new:
+            self._marked[owner] = new
+        return new != old
+
+    def _render_marked(self) -> None:
+        self.tables["mangle"].put(dscp.chain(source for own in self._marked.values() for source in own))
+
     def _render_static(self) -> None:
         """Chains that depend on what there is at all; constant cost unless that changes."""
         family, config, marks = self._context.family, self._context.config, self._context.marks
@@ -282,6 +311,7 @@ class Renderer:
             pre_dnat=any(endpoint.pre_dnat for _, endpoint in hosts),
             spoofing=bool(self._spoofing),
             services=bool(static.cidr_block_chain(family, config, self._services).rules),
+            marked=bool(self._marked),
             fast_path=self._fast_path,
         )
         if present != self._present:

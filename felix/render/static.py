@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 from calipy.felix.config import FelixConfig
 from calipy.felix.messages import WorkloadEndpoint
-from calipy.felix.render import encap, syntax
+from calipy.felix.render import dscp, encap, syntax
 from calipy.felix.render.failsafe import failsafe_chains
 from calipy.felix.render.host import FROM_HOST, FROM_HOST_FORWARD, TO_HOST, TO_HOST_FORWARD
 from calipy.felix.render.marks import Marks
@@ -45,6 +45,7 @@ class Present:
         untracked, pre_dnat: a host endpoint with policy of the kind.
         spoofing: an endpoint that may use other source addresses than its own.
         services: ranges that must not be forwarded.
+        marked: an endpoint whose packets are marked when they leave the cluster.
         fast_path: the kernel can match link groups, by which interfaces of endpoints are known (``felix.ownership``).
     """
 
@@ -53,6 +54,7 @@ class Present:
     pre_dnat: bool = False
     spoofing: bool = False
     services: bool = False
+    marked: bool = False
     fast_path: bool = False
 
 
@@ -195,6 +197,7 @@ def _mangle(family: Family, config: FelixConfig, marks: Marks, present: Present)
     allow = f"--jump {config.mangle_allow_action}"
     accepted = syntax.mark_set(marks.accept)
     pre_dnat = (Rule("", syntax.jump(FROM_HOST)), Rule(accepted, allow, (_POLICED,)))
+    marking = (dscp.leaving(family),) if present.marked else ()
     # Forwarded, says the mark; otherwise the node's own, and not policed yet if DNAT has redirected it.
     redirected = (
         Rule(accepted, syntax.RETURN),
@@ -205,7 +208,7 @@ def _mangle(family: Family, config: FelixConfig, marks: Marks, present: Present)
             "cali-PREROUTING",
             (Rule(syntax.ESTABLISHED, allow), Rule(accepted, allow), *(pre_dnat if present.pre_dnat else ())),
         ),
-        Chain("cali-POSTROUTING", redirected if present.hosts else ()),
+        Chain("cali-POSTROUTING", (*marking, *(redirected if present.hosts else ()))),
         *failsafe_chains("mangle", family, config),
     )
 

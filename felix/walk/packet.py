@@ -109,12 +109,14 @@ class Walk:
         steps: rules that matched, in order; if the packet was not accepted the last one decided.
         mark: with which it leaves.
         tracked: connection tracking knows it.
+        dscp: code point that rules gave it, None: it keeps its own.
     """
 
     verdict: Verdict
     steps: tuple[Step, ...]
     mark: int
     tracked: bool
+    dscp: int | None = None
 
     @property
     def accepted(self) -> bool:

@@ -16,9 +16,10 @@ from calipy.felix.walk import matching
 from calipy.felix.walk.matching import Option, Predicate
 from calipy.felix.walk.packet import WalkError
 from calipy.net import Family
+from calipy.policy import dscp
 
 TargetKind: TypeAlias = Literal[
-    "none", "jump", "goto", "return", "accept", "drop", "reject", "mark", "notrack", "log", "translate"
+    "none", "jump", "goto", "return", "accept", "drop", "reject", "mark", "dscp", "notrack", "log", "translate"
 ]
 
 _SHORT: Final = {
@@ -56,7 +57,7 @@ class Target(NamedTuple):
 
     Attributes:
         chain: for ``jump`` and ``goto``.
-        value, mask: for ``mark``: bits under ``mask`` become ``value``.
+        value, mask: for ``mark``: bits under ``mask`` become ``value``; for ``dscp`` the code point.
     """
 
     kind: TargetKind
@@ -202,6 +203,11 @@ def read_target(text: str) -> Target:
     if name == "MARK" and options.startswith("--set-mark "):
         value, mask = matching.masked(options.removeprefix("--set-mark "))
         return Target("mark", value=value, mask=mask)
+    if name == "DSCP" and options.startswith("--set-dscp "):
+        value = int(options.removeprefix("--set-dscp "), 0)
+        if not 0 <= value <= dscp.LARGEST:
+            raise WalkError(f"code point {value} of DSCP")
+        return Target("dscp", value=value)
     if name in _PLAIN and not options:
         return Target(_PLAIN[name])
     if name == "LOG":

@@ -26,7 +26,7 @@ _KNOWS_IN: Final = frozenset({"PREROUTING", "INPUT", "FORWARD"})
 _KNOWS_OUT: Final = frozenset({"FORWARD", "OUTPUT", "POSTROUTING"})
 
 _MAX_DEPTH: Final = 64
-_ONLY_IN: Final[dict[TargetKind, str]] = {"reject": "filter", "notrack": "raw", "translate": "nat"}
+_ONLY_IN: Final[dict[TargetKind, str]] = {"reject": "filter", "notrack": "raw", "dscp": "mangle", "translate": "nat"}
 
 
 class TableView(Protocol):
@@ -68,6 +68,7 @@ class _Walker:
         self._family: Family = 4 if packet.source.version == 4 else 6
         self._steps: list[Step] = []
         self._tracked = packet.conntrack != "untracked"
+        self._dscp: int | None = None
         self._table = self._hook = ""
         self._sight = Sight(
             packet,
@@ -94,7 +95,7 @@ class _Walker:
         return self._end("accept")
 
     def _end(self, verdict: Verdict) -> Walk:
-        return Walk(verdict, tuple(self._steps), self._sight.mark, self._tracked)
+        return Walk(verdict, tuple(self._steps), self._sight.mark, self._tracked, self._dscp)
 
     def _way(self) -> tuple[tuple[str, str], ...]:
         """Tables and hooks in the order of their priorities."""
@@ -149,6 +150,8 @@ class _Walker:
                     raise WalkError(f"{rule.action!r} in table {self._table}")
                 if kind == "mark":
                     sight.mark = sight.mark & ~target.mask | target.value
+                elif kind == "dscp":
+                    self._dscp = target.value
                 elif kind == "return":
                     return None
                 elif kind == "notrack":
