@@ -1,4 +1,4 @@
-"""Starts ExaBGP 5.0 with four things mended that cost a router dear.
+"""Starts ExaBGP 5.0 with five things mended that cost a router dear.
 
 * It polls its descriptors with a timeout of ``reactor.speed`` x 10 ms, then gives every peer a turn. A descriptor whose
   session has ended stays registered: from then on every poll returns at once, and ExaBGP sleeps the timeout without
@@ -8,6 +8,7 @@
 * It waits ever longer, up to a minute, between attempts to reach a peer; nothing shortens that when the peer is back.
   With ``RETRY_LONGEST`` it is Calico's time, and a SYN that nobody answers is repeated no longer than that either.
 * It does not check the TTL of sessions that the peer has dialed (``incoming-ttl``, RFC 5082).
+* It makes a new event loop for each command that it works on, though nothing in its commands waits.
 * It sends small messages late on sessions that it has dialed (Nagle's algorithm).
 
 Run as ``python -I launch.py server FILE``: imports the standard library and ExaBGP only.
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 from exabgp.application.main import main
 from exabgp.reactor import listener
+from exabgp.reactor.asynchronous import ASYNC
 from exabgp.reactor.delay import Delay
 from exabgp.reactor.loop import Reactor
 from exabgp.reactor.network.outgoing import Outgoing
@@ -74,10 +76,21 @@ class Poller:
         self._listening = wanted
 
 
+def run_without_loop(asynchronous: Any) -> bool:
+    """``ASYNC.run`` of callbacks that are generators: its coroutine never waits, so that one step is all of it."""
+    work = asynchronous._run_async()  # noqa: SLF001 - what this file is for
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return bool(done.value)
+    raise RuntimeError("a command of ExaBGP waits for an event loop")
+
+
 def mend() -> None:
     """Replace the functions in question, in this process."""
-    initialise, increase, accepted, setup = (
+    initialise, run, increase, accepted, setup = (
         Reactor.__init__,
+        ASYNC.run,
         Delay.increase,
         listener.set_accepted_ttl,
         Outgoing._setup,  # noqa: SLF001 - what this file is for
@@ -86,6 +99,12 @@ def mend() -> None:
     def with_poller(reactor: Any, configuration: Any) -> None:
         initialise(reactor, configuration)
         reactor._poller = Poller(reactor)  # noqa: SLF001 - likewise
+
+    def directly(asynchronous: Any) -> Any:
+        queue = asynchronous._async  # noqa: SLF001 - likewise
+        if any(asynchronous._is_coroutine(callback) for _, callback in queue):  # noqa: SLF001 - likewise
+            return run(asynchronous)
+        return run_without_loop(asynchronous) if queue else False
 
     def bounded(delay: Any) -> None:
         increase(delay)
@@ -104,6 +123,7 @@ def mend() -> None:
         return problem
 
     Reactor.__init__ = with_poller
+    ASYNC.run = directly
     Delay.increase = bounded
     listener.set_accepted_ttl = checked
     Outgoing._setup = prompt  # noqa: SLF001 - likewise

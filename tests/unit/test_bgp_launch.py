@@ -7,10 +7,12 @@ import select
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from exabgp.reactor.asynchronous import ASYNC
 
 from calipy.bgp.exabgp import launch
 from calipy.bgp.exabgp.launch import Poller
@@ -97,3 +99,22 @@ def test_attempts_to_reach_a_peer_do_not_become_rare() -> None:
     )
     done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
     assert int(done.stdout) == launch.RETRY_LONGEST
+
+
+def test_commands_are_worked_on_without_an_event_loop() -> None:
+    """Generators run in order, 50 steps a turn, as with ExaBGP's own way; what is unfinished stays."""
+    done: list[int] = []
+
+    def command(number: int, steps: int) -> Iterator[None]:
+        for _ in range(steps):
+            yield
+        done.append(number)
+
+    queue = ASYNC()
+    for number, steps in ((1, 3), (2, 60), (3, 1)):
+        queue._async.append((str(number), command(number, steps)))  # schedule() wants a logger set up
+    assert launch.run_without_loop(queue) is True
+    assert done == [1]
+    assert launch.run_without_loop(queue) is False
+    assert done == [1, 2, 3]
+    assert queue.ready()
