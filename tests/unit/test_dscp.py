@@ -136,6 +136,25 @@ def test_rules_are_felixs_and_only_there_while_needed() -> None:
     assert chain(renderer, "cali-POSTROUTING") == chain(renderer, "cali-egress-dscp") == []
 
 
+@pytest.mark.parametrize(
+    ("family", "leaving", "sources"),
+    [
+        (4, "rjggb5FqJG-Y25Bt", ["4LDeCXtMm54_kwBl", "pEWRhT2aNQd9Agp2"]),
+        (6, "z6FfUAi9uFnS9WQe", ["OqXeIZdP_KDQvqux", "vanmHyQZlQ6l8lhU"]),
+    ],
+)
+def test_hashes_are_felixs(family: Family, leaving: str, sources: list[str]) -> None:
+    """Read from a kernel that the real Felix has programmed for a pod with EF and a host endpoint with CS1."""
+    renderer = Renderer(family, FelixConfig())
+    host = HostEndpoint("uplink", "eth0", ("172.20.0.11", "fd20::11"), dscp=8)
+    renderer.update(pod(46, "10.65.1.2/32", "fd65:1::2/128"))
+    renderer.update(Changes(host_endpoints={"uplink": host}))
+    for name, hashes in (("cali-POSTROUTING", [leaving]), ("cali-egress-dscp", sources)):
+        found = renderer.tables["mangle"].content(name)
+        assert found is not None
+        assert list(found.hashes) == hashes
+
+
 def test_each_family_has_its_sources() -> None:
     """IPv6 rules name IPv6 sources and sets; a pod without IPv6 brings none."""
     renderer = Renderer(6, FelixConfig())
