@@ -11,7 +11,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Self
 
 from calipy.kernel import netns as kernel_netns
@@ -24,10 +24,15 @@ _OPEN = 2000
 """Connections that wait for an answer, for some seconds; the oldest is given up for a newer one."""
 
 
+def _nothing() -> None:
+    """For whom there is nothing to do."""
+
+
 class Probes:
     """Runs from entering to leaving the context.
 
     Attributes:
+        port: where they go.
         sent: datagrams sent.
         arrived: numbers of those that got to the destination.
         answered: numbers of those whose answer came back.
@@ -59,6 +64,7 @@ class Probes:
         self._first = 1
         self._source, self._source_address, self._held = source, source_address, held
         self._target = (address, port)
+        self.port = port
         places = [destinations] if isinstance(destinations, Namespace) else destinations
         self._servers = [place.call(_bound, address, port) for place in places]
         self._sending = threading.Event()
@@ -91,10 +97,11 @@ class Probes:
             assert self._threads[-1].is_alive()
             time.sleep(0.002)
 
-    def forget(self) -> None:
-        """Begin to count anew: for after a time in which anything goes."""
+    def forget(self, meanwhile: Callable[[], object] = _nothing) -> None:
+        """Begin to count anew, after a time in which anything goes; ``meanwhile`` is called while nothing is sent."""
         self._sending.clear()
         time.sleep(0.2)
+        meanwhile()
         self.arrived.clear()
         self.answered.clear()
         self._first = self.sent + 1
