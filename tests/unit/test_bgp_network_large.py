@@ -10,9 +10,10 @@ from tests.support.bgp_network import Network, mesh, reflected
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("seed", [random.randrange(1 << 32)])
-def test_five_hundred_nodes(seed: int) -> None:
+def test_five_hundred_nodes() -> None:
     """500 nodes, mesh and three reflectors: few rounds, the same tables, also after a tenth of them has failed."""
+    seed = random.randrange(1 << 32)
+    print(f"seed {seed}")  # shown if it fails
     chance = random.Random(seed)
     behind, direct = Network(reflected(500, 3)), Network(mesh(500))
     assert behind.converge(chance) <= 6
