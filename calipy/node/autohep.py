@@ -200,11 +200,12 @@ def _bare(text: str) -> str:
 
 
 def _is_address(text: str) -> bool:
+    """Whether it is one that a host endpoint may expect: without prefix length or zone."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
         return False
-    return True
+    return "%" not in text
 
 
 def _from_template(node: NodeResource, template: TemplateSpec, field: str) -> Iterable[HostEndpoint]:
@@ -223,7 +224,7 @@ def _from_template(node: NodeResource, template: TemplateSpec, field: str) -> It
         return
     for interface in node.spec.interfaces:
         if pattern.search(interface.name):
-            both = tuple(dict.fromkeys((*inside, *interface.addresses)))
+            both = tuple(dict.fromkeys((*inside, *filter(_is_address, interface.addresses))))
             yield _endpoint(node, f"{template.generate_name}-{interface.name}", interface.name, both, template)
 
 

@@ -32,7 +32,7 @@ NODE = make(
         ],
         "interfaces": [
             {"name": "eth0", "addresses": ["172.16.0.1", "192.0.2.9"]},
-            {"name": "eth1", "addresses": ["203.0.113.1"]},
+            {"name": "eth1", "addresses": ["203.0.113.1", "203.0.113.2/24", "fe80::1%eth1"]},
         ],
     },
     labels={"rack": "r1", "role": "worker"},
