@@ -28,7 +28,7 @@ from calipy.datastore.ipam import AllocationAttribute, Block, BlockAffinity
 from calipy.datastore.resources import BGPConfigurationSpec, BGPPeerSpec, IPPoolSpec, NodeBGPSpec, NodeSpec
 from calipy.errors import CalipyError
 from calipy.net import PROTO_BGP, Prefix, Route
-from tests.support.netns import Namespace, connect
+from tests.support.netns import Namespace, connect, gone_with_us
 
 ROOT = Path(__file__).resolve().parents[2]
 ETCD = "http://10.77.1.254:2379"
@@ -157,6 +157,7 @@ class BgpLab:
     def __init__(self, make_netns: Callable[..., Namespace]) -> None:
         self.make_netns = make_netns
         self.directory = Path(tempfile.mkdtemp(prefix="calipy-bgp-", dir="/tmp"))
+        gone_with_us(self.directory)
         self.nodes: list[BgpNode] = []
         self.programs: list[Program] = []
         self.fabric = make_netns("fabric")

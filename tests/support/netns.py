@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +21,21 @@ from calipy.kernel.netlink import NetlinkSocket
 from calipy.kernel.routes import RouteTable
 
 
+@functools.cache
+def _reaper(pid: int) -> subprocess.Popen[str]:
+    """What clears up if this process is killed: it reads a pipe that closes with us."""
+    argv = [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), f"cltest-{pid}-"]
+    return subprocess.Popen(argv, stdin=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def gone_with_us(directory: Path) -> None:
+    """Have a directory removed if this process is killed before it does so itself."""
+    pipe = _reaper(os.getpid()).stdin
+    assert pipe
+    pipe.write(f"{directory}\n")
+    pipe.flush()
+
+
 class Namespace:
     """A network namespace with lo up, and the means to look into it.
 
@@ -28,6 +46,7 @@ class Namespace:
     """
 
     def __init__(self, label: str) -> None:
+        _reaper(os.getpid())
         self.path = Path(f"/run/netns/cltest-{os.getpid()}-{label}-{uuid.uuid4().hex[:8]}")
         kernel_netns.create(self.path)
         self.fd = kernel_netns.open_fd(self.path)
