@@ -108,7 +108,7 @@ def test_the_mark_survives_translation(lab: Lab) -> None:
 
 
 def test_a_host_endpoint_marks_what_its_node_sends(lab: Lab) -> None:
-    """By the annotation, for its expected addresses; replies and forwarded traffic of others keep theirs."""
+    """By the annotation, for its expected addresses, also with other parameters; what others send stays as it is."""
     [one, _], [world], [node, other] = lab.pods, lab.externals, lab.nodes
     key, endpoint = make(
         "HostEndpoint",
@@ -126,6 +126,8 @@ def test_a_host_endpoint_marks_what_its_node_sends(lab: Lab) -> None:
         assert seen(node, world, family=family) == CS1
         assert seen(other, world, family=family) == 0
     assert seen(one, world) == 0
+    lab.apply(make("FelixConfiguration", "default", {"logPrefix": "another"}))
+    assert seen(node, world) == CS1
     lab.delete(key)
     assert seen(node, world) == 0
 
@@ -152,3 +154,4 @@ def test_it_is_there_again_after_a_restart(lab: Lab) -> None:
     lab.sync()
     assert seen(one, world) == EF
     assert len(rules(lab, "cali-egress-dscp")) == 1
+    assert node.felix()["drift"] == []
