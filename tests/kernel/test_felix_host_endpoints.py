@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from calipy.felix.messages import ActivePolicy, HostEndpoint, Match, PortRange, Rule, TierInfo
-from calipy.kernel import netns as kernel_netns
 from tests.support.felix import ALLOW_ALL, FelixProcess, Node, pings, policy, reaches, tier, until
 from tests.support.netns import Namespace, connect
 
@@ -196,27 +193,6 @@ def test_what_the_node_sends_is_judged_after_dnat(node: Node) -> None:
 
 
 @BACKENDS
-def test_untracked_policy_leaves_no_trace_in_conntrack(node: Node, backend: str) -> None:
-    """Accepted both ways the connection opens and is not tracked; one way is not enough; failsafes stay tracked."""
-    felix = node.felix(IptablesBackend=backend)
-    shut = policy("shut")
-    answer = Rule("allow", protocol="tcp", src=Match(ports=(PortRange(80, 80),)))
-    fast = policy("fast", [tcp("allow", 80)], [answer], untracked=True)
-    endpoint = HostEndpoint("h", UPLINK, tiers=(both(shut),), untracked=(both(fast),))
-    send(felix, endpoint, policies=(shut, fast))
-    with _listening(node.ns, 80), _listening(node.ns, 22):
-        assert reaches(node.world, HOST, 80)
-        assert reaches(node.world, HOST, 22)
-    assert "dport=80 " not in _tracked(node.ns)
-    assert "dport=22 " in _tracked(node.ns)
-    assert not reaches(node.world, HOST, 81)
-    one_way = policy("fast", [tcp("allow", 80)], untracked=True)
-    felix.send(policies={one_way.id: one_way})
-    felix.settle()
-    assert not reaches(node.world, HOST, 80)
-
-
-@BACKENDS
 def test_all_interfaces(node: Node, second: Callable[[str], Namespace], backend: str) -> None:
     """``*`` governs each interface that has no endpoint of its own, also one that comes later; not the way to pods."""
     pod = node.pod()
@@ -292,18 +268,6 @@ def test_restart_writes_nothing_and_damage_is_repaired(node: Node) -> None:
     node.ns.run("iptables-nft", "-F", f"cali-fh-{UPLINK}")
     until(lambda: not reaches(node.world, HOST, 81, timeout=0.2))
     assert f"cali-fh-{UPLINK}" in {difference.name for difference in until(lambda: felix.status().drift)}
-
-
-def _listening(namespace: Namespace, port: int) -> socket.socket:
-    server: socket.socket = kernel_netns.run_in(namespace.fd, socket.create_server, (HOST, port))
-    return server
-
-
-def _tracked(namespace: Namespace) -> str:
-    done = kernel_netns.run_in(
-        namespace.fd, subprocess.run, ["conntrack", "-L", "-p", "tcp"], capture_output=True, check=True
-    )
-    return str(done.stdout, "ascii")
 
 
 def _bare(rules: str) -> list[str]:
