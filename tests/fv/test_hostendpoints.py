@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.support.fv import Lab
+from tests.support.matrix import PATIENCE, Site
 from tests.support.objects import global_policy, make, rule
 
 pytestmark = [pytest.mark.kernel, pytest.mark.etcd]
@@ -94,3 +99,55 @@ def test_configured_failsafes(lab: Lab) -> None:
     lab.apply(make("FelixConfiguration", "default", {"failsafeInboundHostPorts": [{"protocol": "TCP", "port": 99}]}))
     lab.apply(lab.host_endpoint(interface="eth0"))
     lab.expect({(world, here): "tcp46/99 !tcp46/22"})
+
+
+def arrived(receiver: Site, sender: Site, family: int, *protocols: int) -> set[int]:
+    """Of packets sent under each of some IP protocols, in this order again and again until the last gets through."""
+    here, there = (str(site.addresses[family]) for site in (receiver, sender))
+    kind = socket.AF_INET6 if family == 6 else socket.AF_INET
+    with contextlib.ExitStack() as stack:
+
+        def open_port(protocol: int, address: str) -> socket.socket:
+            port = stack.enter_context(socket.socket(kind, socket.SOCK_RAW, protocol))
+            port.bind((address, 0))
+            port.setblocking(False)
+            return port
+
+        ports = {protocol: receiver.ns.call(open_port, protocol, here) for protocol in protocols}
+        senders = [sender.ns.call(open_port, protocol, there) for protocol in protocols]
+        found: set[int] = set()
+        end = time.monotonic() + PATIENCE
+        while protocols[-1] not in found:
+            assert time.monotonic() < end, f"protocol {protocols[-1]} does not get through"
+            for one in senders:
+                with contextlib.suppress(PermissionError):  # what the sender's own node denies
+                    one.sendto(b"x", (here, 0))
+            time.sleep(0.02)
+            found |= {protocol for protocol, port in ports.items() if _readable(port)}
+    return found
+
+
+def _readable(port: socket.socket) -> bool:
+    with contextlib.suppress(BlockingIOError):
+        return bool(port.recv(100))
+    return False
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize(
+    ("rules", "passes", "fails"),
+    [
+        ([rule("Allow", protocol=253)], 253, 254),
+        ([rule("Deny", protocol=253), rule("Allow")], 254, 253),
+        ([rule("Allow", notProtocol=253)], 254, 253),
+    ],
+    ids=["allow", "deny", "not"],
+)
+def test_ip_protocols_by_number(lab: Lab, rules: list[dict[str, Any]], passes: int, fails: int, family: int) -> None:
+    """A number is a protocol as good as a name, both ways: what is allowed passes and what is not does not."""
+    (here, _), (world,) = lab.nodes, lab.externals
+    spec = {"selector": "has(host-endpoint)", "types": ["Ingress", "Egress"]}
+    lab.apply(lab.host_endpoint(interface="eth0"), global_policy("numbers", ingress=rules, egress=rules, **spec))
+    lab.forget_connections("-p", str(fails))  # only addresses tell such flows apart: what passed before is established
+    for sender, receiver in ((world, here), (here, world)):
+        assert arrived(receiver, sender, family, fails, passes) == {passes}
