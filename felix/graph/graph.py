@@ -134,8 +134,9 @@ class Graph:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What configurations say that cannot be meant. O(pools)."""
-        return disputes(self._tunnels.in_use(), self._owned, self._bgps)
+        """What configurations say that cannot be meant, and objects that are treated as absent. O(pools + problems)."""
+        absent = (f"{key} is treated as absent: {problem}" for key, problem in self.problems.items())
+        return (*disputes(self._tunnels.in_use(), self._owned, self._bgps), *absent)
 
     def _report(self, key: Key, problem: str) -> None:
         if problem:

@@ -145,8 +145,10 @@ def test_invalid_profile_denies_and_is_reported() -> None:
     graph = _running(DB)
     assert not _step(graph, bad).profiles
     assert "spec.ingress[0].action" in graph.problems[bad[0]]
+    assert "Profile(kns.shop) is treated as absent" in graph.warnings[0]
     _step(graph, SHOP)
     assert not graph.problems
+    assert not graph.warnings
 
 
 def test_default_allow_profile_needs_no_object() -> None:
