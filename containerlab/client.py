@@ -14,11 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 from calipy.containerlab.channel import Channel
-from calipy.containerlab.errors import LabError
+from calipy.containerlab.errors import LabError, SupervisorGoneError
 from calipy.containerlab.registry import Entry
 
 _START = 20.0
 _POLL = 0.005
+_END = 10.0
 _BUSY = 75
 
 Report = Callable[[str, str], None]
@@ -51,7 +52,7 @@ def answer(channel: Channel, report: Report | None = None, entry: Entry | None =
         except OSError:
             received = None
         if received is None:
-            raise LabError("the lab's supervisor is gone", remedy="calipy lab destroy removes what it left")
+            raise SupervisorGoneError
         message, _ = received
         if "log" in message:
             if report is not None:
@@ -62,6 +63,13 @@ def answer(channel: Channel, report: Report | None = None, entry: Entry | None =
         if "error" in message:
             raise LabError(message["error"]["message"], remedy=message["error"]["remedy"])
         return message["result"]
+
+
+def await_end(entry: Entry) -> None:
+    """Wait until a supervisor that is dying is dead; the kernel may still close its sockets before its locks."""
+    give_up = time.monotonic() + _END
+    while entry.runs and time.monotonic() < give_up:
+        time.sleep(_POLL)
 
 
 def start_supervisor(entry: Entry, *, host_netns: bool) -> None:

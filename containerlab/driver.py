@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from calipy.containerlab import client, registry
 from calipy.containerlab.client import Report
 from calipy.containerlab.commands import NOT_FOUND, CommandFailedError, Pipe, await_exit, exit_code
-from calipy.containerlab.errors import LabError
+from calipy.containerlab.errors import LabError, SupervisorGoneError
 from calipy.containerlab.registry import Entry
 from calipy.kernel.process import Completed
 
@@ -147,7 +147,10 @@ class Lab:
         directory = directory or state.get("lab_directory", "")
         ran = self._entry.runs
         if ran:
-            self._call("destroy", {"nodes": list(nodes)})
+            try:
+                self._call("destroy", {"nodes": list(nodes)})
+            except SupervisorGoneError:
+                client.await_end(self._entry)  # killed a moment ago: what it left goes like any killed one's
         left = registry.clean(self._entry)
         if cleanup and directory:
             shutil.rmtree(directory, ignore_errors=True)

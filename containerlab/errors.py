@@ -24,3 +24,10 @@ class TopologyError(InvalidInputError):
 
 class LabError(CalipyError):
     """The lab cannot do what was asked of it: a node did not start, a lab does not run, a name is taken."""
+
+
+class SupervisorGoneError(LabError):
+    """The lab's supervisor has died, and the lab with it; what it left outside its namespaces is there."""
+
+    def __init__(self) -> None:
+        super().__init__("the lab's supervisor is gone", remedy="calipy lab destroy removes what it left")

@@ -230,7 +230,10 @@ async def test_failover_from_a_stopped_endpoint(own_etcd: EtcdServer):
     with EtcdServer() as second:
         store = EtcdStore([own_etcd.url, second.url], call_timeout=0.5, silence=0.3)
         etcdctl(second, "put", "/who", "second")
-        await store.put("/who", b"first")
+        etcdctl(own_etcd, "put", "/who", "first")
+        async with asyncio.timeout(15):
+            while (await store.get("/who")).value != b"first":  # the second may have been the first to connect
+                await asyncio.sleep(0.01)
         watch = store.watch(["/"], start_revision=1)
         await take_events(watch, 1)
         own_etcd.pause()
