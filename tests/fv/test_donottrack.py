@@ -53,10 +53,8 @@ def connections(node: Node, port: int) -> list[str]:
 def test_each_direction_needs_its_own_rule(lab: Lab) -> None:
     """Requests that are allowed one way open nothing until their answers are, too; for a server and for a client."""
     (node,), (world,) = lab.nodes, lab.externals
-    lab.apply(lab.host_endpoint(interface="eth0"))
     shut, served = "!tcp46/8055 !udp46/8055", "tcp46/8055 udp46/8055"
-    lab.expect({(world, node): shut, (node, world): shut})
-    lab.apply(untracked(to_port(8055), []))
+    lab.apply(lab.host_endpoint(interface="eth0"), untracked(to_port(8055), []))
     lab.expect({(world, node): shut, (node, world): shut})
     lab.apply(untracked(to_port(8055), from_port(8055)))
     lab.expect({(world, node): f"{served} !tcp46/8056 !udp46/8056 !ping46", (node, world): shut})

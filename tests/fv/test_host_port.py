@@ -16,10 +16,10 @@ pytestmark = [pytest.mark.kernel, pytest.mark.etcd]
 INTERFACES = pytest.mark.parametrize("interface", ["eth0", "*"])
 
 
-@pytest.fixture(scope="module", params=["nft", "legacy"])
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
     """A pod that serves, one that asks, and a machine outside; the node lets pods in."""
-    with Lab(backend=request.param) as lab:
+    with Lab() as lab:
         lab.external()
         lab.pod("server", app="server")
         lab.pod("client")
