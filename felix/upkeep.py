@@ -18,9 +18,9 @@ from calipy.felix.delta import Difference
 from calipy.felix.timers import Timer, earliest
 
 _R = TypeVar("_R")
-_GENERATION_POLL: Final = 1.0
-_SET_SIZES_POLL: Final = 4.0
-_PARAMETERS_POLL: Final = 4.0
+_GENERATION_POLL: Final = 2.0
+_SET_SIZES_POLL: Final = 4.5
+_PARAMETERS_POLL: Final = 4.5
 _VERIFY_AFTER: Final = 0.2
 _LONGEST_POST_WRITE_CHECK: Final = 3600.0
 
