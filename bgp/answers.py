@@ -133,6 +133,7 @@ class Answers:
             resolve=forwarding.resolver.get,
             programming=forwarding.programming,
             kernel=kernel.actual.get(target),
+            others=next((route for route in kernel.main_table() if route.dst == target), None),
             failure=failure.reason if failure else "",
         )
         others = router.view.other_nodes(4 if target.version == 4 else 6)

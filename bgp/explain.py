@@ -58,7 +58,12 @@ class Telling:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Everything that the explanation is made of, for one destination (see ``destination``)."""
+    """Everything that the explanation is made of, for one destination (see ``destination``).
+
+    Attributes:
+        kernel: the route to it that bgpd has written, ``others`` whatever route the main table has.
+        failure: why the kernel refuses bgpd's.
+    """
 
     asked: Prefix
     target: Prefix
@@ -72,6 +77,7 @@ class Facts:
     resolve: Callable[[IPAddress], Resolution | None]
     programming: Programming
     kernel: Route | None
+    others: Route | None
     failure: str
 
 
@@ -261,8 +267,17 @@ def _kernel(facts: Facts) -> Step:
     if _is_own(facts) or facts.target in facts.programming.own:
         return Step("kernel", True, "this node's own: the agent routes its addresses")
     if facts.programming.refuses(facts.target):
-        return Step("kernel", True, "left to the agent: an overlay's pool, programClusterRoutes, or a service range")
+        return _by_the_agent(facts)
     return Step("kernel", False, "no route yet")
+
+
+def _by_the_agent(facts: Facts) -> Step:
+    if facts.others is not None:
+        hops = ", ".join(f"via {hop.gateway} dev {hop.interface}" for hop in facts.others.next_hops)
+        return Step("kernel", True, f"{facts.others.dst} {hops or facts.others.kind}: the agent's, as the pool asks")
+    if facts.origin.block is None:
+        return Step("kernel", True, "left to others: a service range, or an address of no block")
+    return Step("kernel", False, "left to the agent, which has written no route: see calipy node status")
 
 
 def tellings(

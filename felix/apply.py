@@ -275,7 +275,8 @@ class Dataplane:
     @property
     def warnings(self) -> list[str]:
         """What is not wrong in itself but will surprise."""
-        return [*self._edges.warnings, *self._hosts.warnings, *self._tunnels.warnings]
+        ignored = [f"{name} = {value!r} is ignored: {reason}" for name, value, reason in self.config.problems]
+        return [*ignored, *self._edges.warnings, *self._hosts.warnings, *self._tunnels.warnings]
 
     @property
     def _families(self) -> tuple[Family, ...]:
@@ -363,9 +364,9 @@ class Dataplane:
         return touched
 
     async def _reconfigure(self, config: FelixConfig, now: float) -> None:
-        for parameter, value, reason in config.problems:
-            _logger.error("parameter ignored", parameter=parameter, value=value, reason=reason)
         old = self.config
+        for parameter, value, reason in set(config.problems) - set(old.problems):
+            _logger.error("parameter ignored", parameter=parameter, value=value, reason=reason)
         if config == old:
             return
         self.config = config

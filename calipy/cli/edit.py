@@ -144,7 +144,8 @@ def patched(resource: AnyResource, change: dict[str, Any]) -> AnyResource:
     result = codec.read_document(document, resource.kind)
     for path in gojson.unknown_members(result):
         if path not in before:
-            raise InvalidInputError("no such field", field=path, value=resource.kind)
+            remedy = f"check its spelling and place; {resource.kind} has none of it"
+            raise InvalidInputError(f"{path}: no such field", remedy=remedy)
     metadata: ObjectMeta = result.metadata
     fixed = ("name", "namespace", "uid", "creation_timestamp")
     for attribute in fixed:

@@ -138,9 +138,12 @@ def _resource(document: Any, namespace: str) -> Resource[Any, Any]:
         converted = _from_kubernetes(version, kind, document, namespace)
         if converted is not None:
             return converted
-        raise InvalidInputError(f"must be {API_VERSION}", field="apiVersion", value=version)
     if not isinstance(kind, str) or kind not in KINDS:
         raise InvalidInputError("no such kind", field="kind", value=kind, remedy=f"one of {', '.join(sorted(KINDS))}")
+    if version is None:
+        raise InvalidInputError("apiVersion is missing", remedy=f"write apiVersion: {API_VERSION}")
+    if version != API_VERSION:
+        raise InvalidInputError(f"must be {API_VERSION}", field="apiVersion", value=version)
     wanted = KINDS[kind]
     document = gojson.texts_from_scalars(wanted.resource, document)
     resource = codec.read_document(document, kind)

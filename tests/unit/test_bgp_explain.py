@@ -38,6 +38,7 @@ WORKING = Facts(
     resolve={N2: WAY}.get,
     programming=Programming(),
     kernel=ROUTE,
+    others=ROUTE,
     failure="",
 )
 SILENT: dict[str, Any] = {"paths": (), "best": None, "kernel": None}
@@ -96,10 +97,13 @@ def test_own_blocks() -> None:
     assert explain(replace(own, from_datastore=True, sessions=())).broken == ""
 
 
-def test_left_to_the_agent_is_no_break() -> None:
-    """Overlay pools have no route of BGP, and need none."""
-    found = explain(replace(WORKING, kernel=None, programming=Programming(refused=(ip_network("10.244.0.0/16"),))))
-    assert (found.broken, "left to the agent" in found.steps[-1].text) == ("", True)
+def test_left_to_the_agent() -> None:
+    """Overlay pools have no route of BGP, but the agent's; without it their way is broken. Service ranges need none."""
+    overlay = replace(WORKING, kernel=None, programming=Programming(refused=(ip_network("10.244.0.0/16"),)))
+    found = explain(replace(overlay, others=Route(BLOCK, "unicast", (NextHop(N2, "vxlan.calico"),), 80)))
+    assert (found.broken, "dev vxlan.calico: the agent's" in found.steps[-1].text) == ("", True)
+    assert "has written no route" in explain(replace(overlay, others=None)).broken
+    assert explain(replace(overlay, others=None, origin=Origin())).steps[-1].ok
 
 
 def test_the_destination_is_the_longest_match_that_should_be() -> None:
