@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -38,15 +39,23 @@ class Sink:
         """Write, or count the failure."""
         try:
             sys.stderr.write(text)
-        except (OSError, ValueError):
-            self.failures += 1
+        except (OSError, ValueError) as error:
+            self._failed(error)
 
     def flush(self) -> None:
         """Flush, or count the failure."""
         try:
             sys.stderr.flush()
-        except (OSError, ValueError):
-            self.failures += 1
+        except (OSError, ValueError) as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self.failures += 1
+        if isinstance(error, BrokenPipeError):
+            # Nobody will ever read it. What is left in buffers would fail again at exit, and turn its status into 120.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stderr.fileno())
+            os.close(nowhere)
 
 
 SINK = Sink()

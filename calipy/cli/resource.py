@@ -204,7 +204,8 @@ async def _each(
             click.echo(f"{title} is left alone")
         except CalipyError as error:
             failures += 1
-            click.echo(f"calipy: {title}: {error}", err=True)
+            told = str(error)
+            click.echo(f"calipy: {told if told.startswith(title) else f'{title}: {told}'}", err=True)
         else:
             click.echo(f"{title} {done}")
     return failures
