@@ -334,9 +334,13 @@ def _neighbour(entry: Mapping[str, Any]) -> Neighbour:
 def _shown_route(message: Mapping[str, Any]) -> ShownRoute:
     nlri = message["route"]["nlri"]
     family = _FAMILIES[f"{nlri['family']['afi']} {nlri['family']['safi']}"]
-    attributes = _attributes(message["route"]["attributes"], nlri["nexthop"])
+    peer, hop = ipaddress.ip_address(_text(message["peer"]["address"])), ipaddress.ip_address(_text(nlri["nexthop"]))
+    if hop.is_link_local and not peer.is_link_local:
+        # Of two next hops ExaBGP keeps the link-local one; it stands beside a global one of the speaker (RFC 2545 3).
+        hop = peer
+    attributes = _attributes(message["route"]["attributes"], str(hop))
     route = Announced(_prefix(nlri["prefix"], family), attributes, _text(nlri.get("path-information", "")))
-    return ShownRoute(ipaddress.ip_address(_text(message["peer"]["address"])), route)
+    return ShownRoute(peer, route)
 
 
 def _attributes(raw: Mapping[str, Any], next_hop: object) -> Attributes:

@@ -237,3 +237,12 @@ def test_no_wrong_type_raises(data: st.DataObject) -> None:
         node[key] = data.draw(json_values)
         break
     parse(json.dumps(message).encode())
+
+
+def test_a_shown_link_local_next_hop_is_the_speakers() -> None:
+    """Of a next hop's two addresses (RFC 2545) ExaBGP shows the link-local one: the peer's own stands for it."""
+    nlri = {"family": {"afi": "ipv6", "safi": "unicast"}, "nexthop": "fe80::1", "prefix": "::/0"}
+    shown = {"peer": {"address": "fd77:1::200"}, "route": {"nlri": nlri, "attributes": {"origin": "igp"}}}
+    found = parse(json.dumps(shown).encode())
+    assert isinstance(found, ShownRoute)
+    assert found.route.attributes.next_hop == ip_address("fd77:1::200")
