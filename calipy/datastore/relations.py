@@ -1,6 +1,6 @@
 """Checks that need other objects: tiers of policies, filters of peers, pools that overlap.
 
-etcd does not enforce them, and two writers at once can break them, as with Calico's own client. Each costs one listing
+etcd does not enforce them, and two writers at once can break them, as with Calico's own objects. Each costs one listing
 of the kind it looks at.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from calipy.datastore.keys import (
     AFFINITIES,
@@ -24,46 +24,58 @@ from calipy.datastore.kinds.endpoints import NodeSpec
 from calipy.datastore.kinds.meta import Resource
 from calipy.datastore.kinds.pools import IPPoolSpec
 from calipy.datastore.policynames import NAMED_POLICIES
+from calipy.datastore.store import Store
 from calipy.errors import InvalidInputError, NotFoundError
 
-if TYPE_CHECKING:
-    from calipy.datastore.client import Client
+
+class Objects(Protocol):
+    """Where the other objects are read."""
+
+    @property
+    def store(self) -> Store:
+        """The keys themselves."""
+
+    async def get(self, kind: str, name: str, namespace: str = "", /) -> Resource[Any, Any] | None:
+        """An object, None if there is none."""
+
+    async def list(self, kind: str, namespace: str = "", /) -> Iterable[Resource[Any, Any]]:
+        """All objects of a kind."""
 
 
-async def check_create(client: Client, resource: Resource[Any, Any]) -> None:
+async def check_create(objects: Objects, resource: Resource[Any, Any]) -> None:
     """What must hold before an object is made. Raises ``InvalidInputError`` or ``NotFoundError``."""
     if resource.kind in NAMED_POLICIES:
         key = path(ResourceKey("Tier", resource.spec.tier)) if "/" not in resource.spec.tier else ""
-        if not key or await client.store.get(key) is None:
+        if not key or await objects.store.get(key) is None:
             raise NotFoundError(f"tier {resource.spec.tier!r} does not exist", key=key, remedy="create the tier first")
     elif resource.kind == "BGPPeer":
-        await _check_filters(client, resource)
+        await _check_filters(objects, resource)
     elif resource.kind == "IPPool":
-        await _check_overlap(client, resource)
-        await _check_blocks(client, resource.spec)
+        await _check_overlap(objects, resource)
+        await _check_blocks(objects, resource.spec)
 
 
-async def check_update(client: Client, resource: Resource[Any, Any]) -> None:
+async def check_update(objects: Objects, resource: Resource[Any, Any]) -> None:
     """What must hold before an object is changed. Raises ``InvalidInputError``."""
     if resource.kind == "BGPPeer":
-        await _check_filters(client, resource)
+        await _check_filters(objects, resource)
     elif resource.kind == "IPPool":
-        existing = await client.get("IPPool", resource.metadata.name)
+        existing = await objects.get("IPPool", resource.metadata.name)
         if existing is not None:
             _check_pool_change(existing.spec, resource.spec)
 
 
-async def _check_filters(client: Client, peer: Resource[Any, Any]) -> None:
+async def _check_filters(objects: Objects, peer: Resource[Any, Any]) -> None:
     for index, name in enumerate(peer.spec.filters):
-        if await client.store.get(path(ResourceKey("BGPFilter", name))) is None:
+        if await objects.store.get(path(ResourceKey("BGPFilter", name))) is None:
             raise InvalidInputError(
                 "no such BGPFilter", field=f"spec.filters[{index}]", value=name, remedy="create the filter first"
             )
 
 
-async def _check_overlap(client: Client, pool: Resource[Any, Any]) -> None:
+async def _check_overlap(objects: Objects, pool: Resource[Any, Any]) -> None:
     cidr = ipaddress.ip_network(pool.spec.cidr)
-    for other in await client.list("IPPool"):
+    for other in await objects.list("IPPool"):
         try:
             taken = ipaddress.ip_network(other.spec.cidr, strict=False)
         except ValueError:
@@ -74,9 +86,9 @@ async def _check_overlap(client: Client, pool: Resource[Any, Any]) -> None:
             )
 
 
-async def _check_blocks(client: Client, spec: IPPoolSpec) -> None:
+async def _check_blocks(objects: Objects, spec: IPPoolSpec) -> None:
     cidr = ipaddress.ip_network(spec.cidr)
-    for found in (await client.store.list(blocks_prefix(cidr.version))).items:
+    for found in (await objects.store.list(blocks_prefix(cidr.version))).items:
         key = parse(found.key)
         if not isinstance(key, BlockKey):
             continue
@@ -103,10 +115,10 @@ def _check_pool_change(old: IPPoolSpec, new: IPPoolSpec) -> None:
         )
 
 
-async def refuse_used_tier(client: Client, name: str) -> None:
+async def refuse_used_tier(objects: Objects, name: str) -> None:
     """A tier goes only when no policy is in it. Raises ``InvalidInputError``."""
     for kind in sorted(NAMED_POLICIES):
-        for policy in await client.list(kind):
+        for policy in await objects.list(kind):
             if policy.spec.tier == name:
                 raise InvalidInputError(
                     f"still holds {policy.key}",
@@ -128,10 +140,10 @@ def addresses_of_node(node: Resource[Any, Any], endpoints: Iterable[Resource[Any
     return found + [text for text in tunnels if text]
 
 
-async def refuse_claimed_pool(client: Client, pool: Resource[Any, Any]) -> None:
+async def refuse_claimed_pool(objects: Objects, pool: Resource[Any, Any]) -> None:
     """Without IPAM at hand a pool goes only if no host has a claim in it. Raises ``InvalidInputError``."""
     cidr = ipaddress.ip_network(pool.spec.cidr, strict=False)
-    for found in (await client.store.list(AFFINITIES)).items:
+    for found in (await objects.store.list(AFFINITIES)).items:
         key = parse(found.key)
         if isinstance(key, BlockAffinityKey) and ipaddress.ip_network(key.cidr).overlaps(cidr):
             raise InvalidInputError(
@@ -139,7 +151,7 @@ async def refuse_claimed_pool(client: Client, pool: Resource[Any, Any]) -> None:
             )
 
 
-async def refuse_claiming_host(client: Client, host: str) -> None:
+async def refuse_claiming_host(objects: Objects, host: str) -> None:
     """Without IPAM at hand a node goes only if it has no claims. Raises ``InvalidInputError``."""
-    if (await client.store.list(affinity_prefix(host))).items:
+    if (await objects.store.list(affinity_prefix(host))).items:
         raise InvalidInputError("has claims on address blocks", field="Node.metadata.name", value=host)
