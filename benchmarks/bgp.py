@@ -1,9 +1,10 @@
 """BGP beside BIRD, in namespaces on this machine: latency of one block, 10,000 routes, one node with many sessions.
 
 * ``block``: a block's affinity written to etcd → its route in the other node's kernel (etcd watch, bgpd, ExaBGP,
-  ExaBGP, bgpd, netlink), against a kernel route → BIRD → BIRD → its route in the other's kernel, and against the way
-  in which Calico gives BIRD a block: a static blackhole in its file, ``birdc configure`` → BIRD → the other's kernel
-  (without etcd and confd, which come before that in Calico).
+  ExaBGP, bgpd, netlink), against a kernel route → BIRD → BIRD → its route in the other's kernel (written by a netlink
+  message, and by ``ip route add``, from the start of that program on), and against the way in which Calico gives BIRD a
+  block: a static blackhole in its file, ``birdc configure`` → BIRD → the other's kernel (without etcd and confd, which
+  come before that in Calico).
 * ``table``: BIRD sends 10,000 routes of one origin; until the last is in our kernel, against BIRD's own.
 * ``sessions``: a node whose 100 mesh peers are one ExaBGP with 100 addresses, each announcing a block: time until all
   are Established and all routes in the kernel; memory of ExaBGP and bgpd; CPU while nothing happens.
@@ -24,6 +25,7 @@ import asyncio
 import contextlib
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -104,6 +106,7 @@ async def block_latency(probes: int) -> None:
         ours: list[float] = []
         writes: list[float] = []
         birds: list[float] = []
+        programs: list[float] = []
         files: list[float] = []
         with Monitor(netns_fd=two.ns.fd) as at_two, Monitor(netns_fd=b.fd) as at_b:
             for number in range(probes + 20):
@@ -123,6 +126,15 @@ async def block_latency(probes: int) -> None:
                 )
                 bird = await probe(at_b, str(route.dst), lambda route=route: a.routes.apply(add=[route]))
                 await probe(at_b, str(route.dst), lambda route=route: a.routes.apply(delete=[route]), gone=True)
+                argv = ["ip", "route", "add", str(route.dst), "dev", "lo", "scope", "link", "protocol", "static"]
+                started_ip: list[subprocess.Popen[bytes]] = []
+                program = await probe(
+                    at_b,
+                    str(route.dst),
+                    lambda argv=argv, into=started_ip: into.append(kernel_netns.run_in(a.fd, subprocess.Popen, argv)),
+                )
+                assert started_ip[0].wait() == 0
+                await probe(at_b, str(route.dst), lambda route=route: a.routes.apply(delete=[route]), gone=True)
                 static = f"{plain}protocol static {{ ipv4; route {route.dst} blackhole; }}\n"
                 file = await probe(at_b, str(route.dst), lambda static=static: sender.configure(static))
                 await probe(at_b, str(route.dst), lambda: sender.configure(plain), gone=True)
@@ -131,15 +143,21 @@ async def block_latency(probes: int) -> None:
                     ours.append(took)
                     writes.append(write)
                     birds.append(bird)
+                    programs.append(program)
         await store.close()
         show("etcd -> bgpd -> ExaBGP -> bgpd -> kernel", ours)
         show("  of which the etcd write itself", writes)
         show("kernel -> BIRD -> BIRD -> kernel", birds)
+        show("as above by `ip route add`, start included", programs)
         show("file -> birdc configure -> BIRD -> BIRD", files)
-        ratio = (statistics.median(ours) - statistics.median(writes)) / statistics.median(birds)
-        print(f"  ratio without the etcd write: {ratio:.1f}", flush=True)
-        ratio = (statistics.median(ours) - statistics.median(writes)) / statistics.median(files)
-        print(f"  to Calico's way with BIRD:    {ratio:.1f}", flush=True)
+        own = statistics.median(ours) - statistics.median(writes)
+        print("  ours without the etcd write, in multiples of the medians above:", flush=True)
+        for name, theirs in (
+            ("kernel -> BIRD -> BIRD -> kernel (bar: 3)", birds),
+            ("as above by `ip route add`, start included", programs),
+            ("file -> birdc configure -> BIRD -> BIRD", files),
+        ):
+            print(f"  {name:<44}        {own / statistics.median(theirs):7.1f}", flush=True)
 
 
 def full_table(routes: int) -> None:
