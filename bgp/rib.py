@@ -43,6 +43,7 @@ class _Table:
     keys: set[PathKey] = field(default_factory=set)
     stale: set[PathKey] = field(default_factory=set)
     stale_until: float | None = None
+    refreshing: bool = False
     refused_by_limit: int = 0
     end_of_rib: set[Family] = field(default_factory=set)
 
@@ -90,6 +91,7 @@ class Rib:
             self._drop(table, table.keys)
         table.peer, table.up, table.limit, table.refused_by_limit = peer, True, limit, 0
         table.end_of_rib.clear()
+        table.refreshing = False
         kept = set(preserved)
         self._drop(table, {key for key in table.stale if key[0].version not in kept})
         table.stale_until = now + wait if table.stale else None
@@ -106,8 +108,11 @@ class Rib:
         if retain <= 0:
             self._drop(table, table.keys)
             return
-        # Lost again before the last restart was over: what is still stale has had its time (RFC 4724 4.2).
-        self._drop(table, table.stale)
+        # Lost again before the last restart was over: what is still stale has had its time (RFC 4724 4.2). Not so what
+        # was only asked for again.
+        if not table.refreshing:
+            self._drop(table, table.stale)
+        table.refreshing = False
         self._mark_stale(table)
         table.stale_until = now + retain if table.stale else None
 
@@ -115,6 +120,7 @@ class Rib:
         """Everything from this peer is about to be told again: what is not, goes at ``end_of_rib``."""
         if (table := self._tables.get(address)) is not None:
             self._mark_stale(table)
+            table.refreshing = True
             table.stale_until = now + EOR_WAIT if table.stale else None
 
     def end_of_rib(self, address: IPAddress, family: Family) -> None:
@@ -122,6 +128,7 @@ class Rib:
         if (table := self._tables.get(address)) is None:
             return
         table.end_of_rib.add(family)
+        table.refreshing = False
         self._drop(table, {key for key in table.stale if key[0].version == family})
         if not table.stale:
             table.stale_until = None

@@ -105,6 +105,8 @@ class Router:
         now, wall = clock.monotonic(), clock.wall()
         for event in events:
             self.sessions.on_event(event, now, wall)
+        if self.sessions.take_unknown():
+            self.speaker.read_back()
         self._wake()
 
     def on_resync(self) -> None:

@@ -2,6 +2,11 @@
 
 ExaBGP reports that a session is lost and keeps nothing of what that means. RFC 4724 4.2 is here: which losses keep the
 peer's paths, for how long, and which of them a returning peer confirms.
+
+Events get lost: while there is no bgpd, and when it is too slow for the relay. So each session is either *complete*,
+all of it since its OPEN having been heard (or made up for), or to be read back from ExaBGP. A gap in the stream makes
+every session incomplete; a table of neighbours and Adj-RIB-In make them complete again; and a session that comes up
+without its OPEN having been heard asks for another reading (``take_unknown``).
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ from calipy.bgp.exabgp.events import (
     NotificationEvent,
     OpenEvent,
     RefreshEvent,
+    Resync,
     ShownRoute,
     StateEvent,
     UpdateEvent,
@@ -27,12 +33,15 @@ from calipy.bgp.exabgp.events import (
 from calipy.bgp.path import Peer
 from calipy.bgp.peering import Session
 from calipy.bgp.rib import EOR_WAIT, Rib
-from calipy.net import IPAddress, Prefix
+from calipy.net import Family, IPAddress, Prefix
 
 SETTLED: Final = 10.0
 """Seconds after which an adopted session counts as having told everything."""
 NO_EOR_WAIT: Final = 30.0
 """Seconds for which stale paths of a peer without graceful restart stay once it is back: it sends no End-of-RIB."""
+
+_ROUNDING: Final = 2.0
+"""Seconds by which the age of a session in ExaBGP's table may differ from ours."""
 
 _SILENT_CLOSE: Final = ("closing connection", "graceful restarted negotiated")
 """Reasons of ``down`` that a restarting peer leaves behind; every other one ends forwarding too."""
@@ -67,7 +76,9 @@ class SessionState:
         since: wall clock time of the last change between up and down.
         up_at: monotonic time of coming up, 0 while down.
         cause: why it is not up, for people; "" while up.
-        open: the peer's last OPEN.
+        open: the peer's OPEN of this session; of the last one while it is down.
+        heard: an OPEN whose session is not up yet.
+        complete: it is up, and all that it has told has been heard or read back.
         adopted: it was up when we came, so that its End-of-RIB may have gone to an earlier bgpd.
         ours: it was lost because our own speaker ended, so that the peer's forwarding is not in doubt.
         flaps: how often it was lost.
@@ -80,6 +91,8 @@ class SessionState:
     cause: str = ""
     reached: bool = False
     open: OpenEvent | None = None
+    heard: OpenEvent | None = None
+    complete: bool = False
     adopted: bool = False
     ours: bool = False
     flaps: int = 0
@@ -100,13 +113,13 @@ class _Resync:
     Attributes:
         begun: its table of neighbours has come.
         told: what UPDATEs have touched since.
-        changed: peers that came up since.
+        ended: peers whose End-of-RIB has come: it counts when the rest of what they told is here as well.
         telling: peers whose session is so young that they may not have told everything.
     """
 
     begun: bool = False
     told: set[tuple[IPAddress, Prefix, str]] = field(default_factory=set)
-    changed: set[IPAddress] = field(default_factory=set)
+    ended: set[IPAddress] = field(default_factory=set)
     telling: set[IPAddress] = field(default_factory=set)
 
 
@@ -118,6 +131,7 @@ class Sessions:
         self._states: dict[IPAddress, SessionState] = {}
         self._came_up: set[IPAddress] = set()
         self._resyncing: _Resync | None = None
+        self._unknown = False
         self.malformed = 0
 
     def states(self) -> Mapping[IPAddress, SessionState]:
@@ -143,6 +157,14 @@ class Sessions:
         came_up, self._came_up = self._came_up, set()
         return came_up
 
+    def take_unknown(self) -> bool:
+        """Whether, since the last call, a session came up of which too little was heard: ExaBGP must be read again.
+
+        At most once for each coming up.
+        """
+        unknown, self._unknown = self._unknown, False
+        return unknown
+
     def on_event(self, event: Event, now: float, wall: datetime.datetime) -> None:
         """Take one event. O(what it carries)."""
         match event:
@@ -151,31 +173,30 @@ class Sessions:
                     self._update(event)
             case StateEvent(peer, "up"):
                 if (state := self._states.get(peer)) is not None:
-                    self._up(state, now, wall)
+                    self._on_up(state, now, wall)
             case StateEvent(peer, "down", reason):
                 if (state := self._states.get(peer)) is not None:
+                    state.heard = None
                     self._down(state, reason, now, wall)
             case StateEvent(peer, "connected"):
                 if (state := self._states.get(peer)) is not None:
                     state.reached = True
             case OpenEvent(peer):
                 if (state := self._states.get(peer)) is not None:
-                    state.open = event
-            case EndOfRib(peer, family):
-                if self._resyncing is not None:
-                    self._resyncing.telling.discard(peer)
-                self._rib.end_of_rib(peer, family)
+                    state.heard = event
+            case EndOfRib(peer, family) | RefreshEvent(peer, family, "end"):
+                self._end_of_rib(peer, family)
             case NeighbourTable(neighbours):
                 if self._resyncing is not None and not self._resyncing.begun:
                     self._resyncing.begun = True
                     self._begin_resync(neighbours, self._resyncing, now, wall)
             case RefreshEvent(peer, _, "begin"):
                 self._rib.begin_refresh(peer, now)
-            case RefreshEvent(peer, family, "end"):
-                self._rib.end_of_rib(peer, family)
             case NotificationEvent(peer, code, subcode, text):
                 if (state := self._states.get(peer)) is not None:
                     state.cause = _notification("the peer says", code, subcode, text)
+            case Resync():
+                self._lose_events()
             case Malformed():
                 self.malformed += 1
             case _:
@@ -188,11 +209,13 @@ class Sessions:
                 self._leave(state, "our BGP speaker is restarting", wall)
                 state.ours = True
                 self._rib.peer_down(state.session.peer, now, retain=float(state.session.restart_time))
+        self._lose_events()
         self._resyncing = None
 
     def expect_resync(self) -> None:
         """ExaBGP is being asked for everything: first its neighbours, whose table comes among the events."""
-        self._resyncing = _Resync()
+        if self._resyncing is None or self._resyncing.begun:
+            self._resyncing = _Resync()
 
     def end_resync(self, routes: Iterable[ShownRoute]) -> None:
         """Adj-RIB-In as ExaBGP showed it: what is not in it, and was not told meanwhile, is gone.
@@ -202,18 +225,22 @@ class Sessions:
         resync, self._resyncing = self._resyncing, None
         if resync is None or not resync.begun:
             return
+        read_back = {peer: state for peer, state in self._states.items() if state.up and not state.complete}
         for shown in routes:
-            state = self._states.get(shown.peer)
-            route = shown.route
             # ExaBGP still shows the routes of a peer that is down, and what a session had told before it came up anew.
-            if state is None or not state.up or shown.peer in resync.changed:
-                continue
-            if (shown.peer, route.prefix, route.path_id) not in resync.told:
-                self._rib.announce(shown.peer, route.prefix, route.attributes, route.path_id)
-        for peer, state in self._states.items():
+            if (shown.peer, shown.route.prefix, shown.route.path_id) not in resync.told and shown.peer in read_back:
+                self._rib.announce(shown.peer, shown.route.prefix, shown.route.attributes, shown.route.path_id)
+        for peer, state in read_back.items():
+            state.complete = True
             # A session that has just come up is still telling; its own End-of-RIB, or time, ends it.
-            if state.up and peer not in resync.telling | resync.changed:
+            if peer in resync.ended or peer not in resync.telling:
                 self._rib.end_of_rib(peer, state.session.family)
+
+    def _lose_events(self) -> None:
+        """A gap in the stream: what is known of each session may be out of date."""
+        for state in self._states.values():
+            state.complete, state.heard = False, None
+        self._resyncing = _Resync()
 
     def _begin_resync(
         self, neighbours: Sequence[Neighbour], resync: _Resync, now: float, wall: datetime.datetime
@@ -224,17 +251,18 @@ class Sessions:
             if neighbour is None or not neighbour.up or neighbour.router_id is None:
                 self._down(state, _SILENT_CLOSE[0] if state.up else "", now, wall)
                 continue
-            if not state.up:
-                if state.open is None:
-                    state.open = _assumed_open(neighbour, state.session)
-                self._up(state, now, wall - datetime.timedelta(seconds=neighbour.seconds))
+            if state.complete or state.heard:
+                continue  # nothing is missing; or it counts as up in ExaBGP, which is about to say so
+            if not state.up or _is_another(neighbour, state, now):
+                state.flaps += state.up
+                since = wall - datetime.timedelta(seconds=neighbour.seconds)
+                self._up(state, _assumed_open(neighbour, state.session), now, since, keep=True)
                 state.up_at, state.adopted = now - neighbour.seconds, True
-            if neighbour.seconds < SETTLED:
+            if neighbour.seconds < SETTLED and not self._rib.has_end_of_rib(peer, state.session.family):
                 resync.telling.add(peer)
             self._rib.begin_refresh(peer, now)
         # What came before the table is in what will be shown.
         resync.told.clear()
-        resync.changed.clear()
 
     def settled(self, peer: IPAddress, now: float) -> bool:
         """Whether a peer has told everything: End-of-RIB seen, or, from peers without it, time enough."""
@@ -248,21 +276,39 @@ class Sessions:
         graceful = state.open is not None and state.session.family in state.open.graceful
         return now - state.up_at > (EOR_WAIT if graceful else NO_EOR_WAIT)
 
-    def _up(self, state: SessionState, now: float, wall: datetime.datetime) -> None:
-        session, opened = state.session, state.open
-        if opened is None:
-            return  # the OPEN comes first; without it the session belongs to a configuration that is gone
+    def _on_up(self, state: SessionState, now: float, wall: datetime.datetime) -> None:
+        """A session has come up: by its OPEN, if that was heard."""
+        resync = self._resyncing
+        opened, state.heard = state.heard, None
+        if opened is None and resync is not None and not resync.begun:
+            return  # the table that is to come tells of it
+        if opened is None and not state.up:
+            self._unknown = True
+            return
+        if resync is not None:
+            resync.ended.discard(state.session.peer)
+        if opened is not None:
+            if state.up:
+                self._down(state, _SILENT_CLOSE[0], now, wall)  # its loss was not heard
+            self._up(state, opened, now, wall)
+        else:
+            # ExaBGP's table had it as up already, for a moment ExaBGP itself knew nothing yet of what it tells.
+            self._rib.begin_refresh(state.session.peer, now)
+        state.complete = True
+
+    def _up(
+        self, state: SessionState, opened: OpenEvent, now: float, wall: datetime.datetime, *, keep: bool = False
+    ) -> None:
+        session = state.session
         peer = Peer(session.peer, opened.remote_as, opened.local_as, opened.router_id)
         graceful = session.family in opened.graceful
         preserved = opened.preserved if graceful else frozenset()
-        if state.ours:
+        if state.ours or keep:
             preserved = frozenset({session.family})
         self._rib.peer_up(peer, now, preserved=preserved, wait=EOR_WAIT if graceful else NO_EOR_WAIT)
-        state.up, state.up_at, state.since, state.cause = True, now, wall, ""
+        state.open, state.up, state.up_at, state.since, state.cause = opened, True, now, wall, ""
         state.adopted = state.ours = False
         self._came_up.add(session.peer)
-        if self._resyncing is not None:
-            self._resyncing.changed.add(session.peer)
 
     def _down(self, state: SessionState, reason: str, now: float, wall: datetime.datetime) -> None:
         session = state.session
@@ -281,7 +327,15 @@ class Sessions:
     def _leave(self, state: SessionState, cause: str, wall: datetime.datetime) -> None:
         state.up, state.up_at, state.since, state.cause, state.reached = False, 0.0, wall, cause, False
         state.flaps += 1
+        state.complete = False
         self._came_up.discard(state.session.peer)
+
+    def _end_of_rib(self, peer: IPAddress, family: Family) -> None:
+        state = self._states.get(peer)
+        if self._resyncing is not None and state is not None and not state.complete:
+            self._resyncing.ended.add(peer)
+        else:
+            self._rib.end_of_rib(peer, family)
 
     def _update(self, event: UpdateEvent) -> None:
         for prefix, path_id in event.withdrawn:
@@ -291,6 +345,15 @@ class Sessions:
         if self._resyncing is not None:
             self._resyncing.told |= {(event.peer, prefix, path_id) for prefix, path_id in event.withdrawn}
             self._resyncing.told |= {(event.peer, route.prefix, route.path_id) for route in event.announced}
+
+
+def _is_another(neighbour: Neighbour, state: SessionState, now: float) -> bool:
+    """Whether the session that ExaBGP has is not the one that was up when events were lost."""
+    opened = state.open
+    known = opened and (opened.remote_as, opened.local_as, opened.router_id)
+    if known != (neighbour.remote_as, neighbour.local_as, neighbour.router_id):
+        return True
+    return neighbour.seconds + _ROUNDING < now - state.up_at
 
 
 def _assumed_open(neighbour: Neighbour, session: Session) -> OpenEvent:

@@ -183,6 +183,7 @@ class Channel:
                 case Resync():
                     if not self._resync.done():
                         self._resync.set_result(event)
+                    events.append(event)  # here, and nowhere else in the stream, something is missing
                 case NeighbourTable() if self._asking:
                     self._answers.append(event)
                     events.append(event)  # true at this place of the stream only

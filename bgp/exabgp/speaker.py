@@ -45,6 +45,8 @@ MEMORY_LIMIT: Final = 1 << 30
 """Bytes that ExaBGP may occupy; it needs some 4 KB per route and peer (100,000 different routes: 0.3 GB)."""
 MEMORY_PAUSE: Final = 600.0
 """Seconds between two restarts over memory: if it grows back at once, it is needed."""
+READ_PAUSE: Final = 1.0
+"""Seconds between two readings of everything: whoever makes them necessary must not make us do nothing else."""
 WITHDRAW_SECONDS: Final = 1.0
 """Time for withdrawals to leave before their neighbour is removed."""
 
@@ -83,7 +85,8 @@ class Speaker:
         self._wake = asyncio.Event()
         self._changed_at = self._first_changed_at = 0.0
         self._process: SpeakerProcess | None = None
-        self._reloading = self._returned = False
+        self._reloading = self._unknown = False
+        self._read_at = 0.0
         self._refused: dict[SpeakerSession, str] = {}
         self._refused_text = ""
         self.synchronised = False
@@ -104,7 +107,7 @@ class Speaker:
             self._first_changed_at = now
         self._changed_at = now
         # Taken away and wanted again before a reload: ExaBGP has kept the session and will not tell of it by itself.
-        self._returned |= any(peer not in self._sessions for peer in wanted.keys() & (self._loaded or {}).keys())
+        self._unknown |= any(peer not in self._sessions for peer in wanted.keys() & (self._loaded or {}).keys())
         self._sessions, self._environment = wanted, dict(environment)
         self._configured.set()
         self._wake.set()
@@ -117,6 +120,11 @@ class Speaker:
     def owe_end_of_rib(self, peer: IPAddress) -> None:
         """The peer's session has come up: End-of-RIB goes out once it has been told everything."""
         self._end_of_rib.add(peer)
+        self._wake.set()
+
+    def read_back(self) -> None:
+        """Some session is not known well enough: ask ExaBGP for everything again. Returns at once."""
+        self._unknown = True
         self._wake.set()
 
     def told(self, peer: IPAddress) -> Mapping[Prefix, Attributes]:
@@ -228,11 +236,12 @@ class Speaker:
                     self._reloading = True
                     await self._reload(channel)
                     self._reloading = False
-                if self._returned:
-                    self._returned = False
+                if self._unknown and clock.monotonic() >= self._read_at:
                     await self._read_back(channel)
                 await self._tell(channel)
                 pause = self._reload_delay() if self._reload_due() else WATCHDOG_SECONDS
+                if self._unknown:
+                    pause = min(pause, self._read_at - clock.monotonic())
                 await self._sleep(pause, ended, closed)
                 if clock.monotonic() - asked >= WATCHDOG_SECONDS:
                     await channel.ask(commands.VERSION)
@@ -260,6 +269,7 @@ class Speaker:
 
     async def _read_back(self, channel: Channel) -> None:
         """What ExaBGP has: sessions, what peers told, what they were told."""
+        self._unknown, self._read_at = False, clock.monotonic() + READ_PAUSE
         self._owner.on_resync()
         neighbours = await self._neighbours(channel)
         shown = await channel.ask(commands.SHOW_ADJ_RIB_IN)

@@ -20,6 +20,7 @@ from calipy.bgp.exabgp.events import (
     NotificationEvent,
     OpenEvent,
     RefreshEvent,
+    Resync,
     ShownRoute,
     StateEvent,
     UpdateEvent,
@@ -214,6 +215,7 @@ def test_events_are_newer_than_what_is_shown() -> None:
 def test_a_reconnected_relay_shows_what_went_missing() -> None:
     """What was withdrawn while nobody listened is not in the listing, and goes."""
     bench = established()
+    bench.feed(Resync(1, 2, 0))
     bench.sessions.expect_resync()
     bench.feed(NeighbourTable((neighbour(),)))
     assert bench.held() == set(BLOCKS[:2]), "kept until the listing is complete"

@@ -1,0 +1,285 @@
+"""Events get lost with a bgpd that dies or is slow: whenever that is, we end with what ExaBGP has, and lose nothing."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, ip_address, ip_network
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from calipy.bgp.exabgp.events import (
+    Announced,
+    EndOfRib,
+    Event,
+    Neighbour,
+    NeighbourTable,
+    OpenEvent,
+    Resync,
+    ShownRoute,
+    StateEvent,
+    UpdateEvent,
+)
+from calipy.bgp.path import Attributes
+from calipy.bgp.peering import Session
+from calipy.bgp.rib import Rib
+from calipy.bgp.sessions import SETTLED, Sessions
+from calipy.net import IPAddress, Prefix
+
+ME = IPv4Address("10.0.0.1")
+PEERS: tuple[IPAddress, ...] = (ip_address("10.0.0.2"), ip_address("10.0.0.3"))
+SESSIONS = {peer: Session(peer, "node-to-node mesh", 64512, 64512, ME, ME) for peer in PEERS}
+BLOCKS: tuple[Prefix, ...] = tuple(ip_network(f"10.244.{number}.0/26") for number in range(3))
+WALL = datetime.datetime(2026, 11, 24, 12, tzinfo=datetime.UTC)
+REASONS = ("closing connection", "notification received (6,4)")
+
+Move = tuple[str, int, int]
+"""What happens, to which peer, and which of its variants."""
+
+
+@dataclass
+class Far:
+    """A peer, as ExaBGP sees it: ``idle``, ``confirm`` (OPEN read), ``established`` (not announced yet), ``up``."""
+
+    stage: str = "idle"
+    router_id: IPv4Address = ME
+    graceful: bool = True
+    established: float = 0.0
+    told: dict[Prefix, Attributes] = field(default_factory=dict)
+
+
+class World:
+    """ExaBGP with its peers, the relay, and a bgpd that follows; each step of it is one move."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.far = {peer: Far() for peer in PEERS}
+        self.steady: set[tuple[IPAddress, Prefix, Attributes]] = set()
+        self.readings = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Another bgpd."""
+        self.rib = Rib(lambda _peer, _prefix, attributes: ("", attributes))
+        self.sessions = Sessions(self.rib)
+        self.sessions.want(SESSIONS, WALL)
+        self.connected = self.asked = self.unknown = False
+        self.listing: list[ShownRoute] | None = None
+        self.steady.clear()
+
+    def say(self, event: Event) -> None:
+        """A line of ExaBGP, which is lost without a connection."""
+        if self.connected:
+            self.sessions.on_event(event, self.now, WALL)
+            self.unknown |= self.sessions.take_unknown()
+
+    # What happens at the peers
+
+    def advance(self, peer: IPAddress, variant: int) -> None:
+        """A session makes its next step."""
+        far = self.far[peer]
+        if far.stage == "idle":
+            far.stage, far.graceful = "confirm", variant != 1
+            far.router_id = IPv4Address(int(peer) + 100 * (variant == 2))
+            families = frozenset({4}) if far.graceful else frozenset()
+            restart = 60 if far.graceful else None
+            self.say(OpenEvent(peer, 64512, 64512, far.router_id, 90, restart, preserved=families, graceful=families))
+        elif far.stage == "confirm":
+            far.stage, far.established = "established", self.now
+        elif far.stage == "established":
+            far.stage = "up"
+            far.told.clear()
+            self.say(StateEvent(peer, "up"))
+
+    def announce(self, peer: IPAddress, variant: int) -> None:
+        """A route, by one of two sets of attributes."""
+        if self.far[peer].stage == "up":
+            prefix, attributes = BLOCKS[variant % 3], Attributes(peer, med=variant // 3)
+            self.far[peer].told[prefix] = attributes
+            self.say(UpdateEvent(peer, (), (Announced(prefix, attributes),)))
+
+    def withdraw(self, peer: IPAddress, variant: int) -> None:
+        """A route is gone."""
+        if self.far[peer].stage == "up":
+            prefix = BLOCKS[variant % 3]
+            self.far[peer].told.pop(prefix, None)
+            self.say(UpdateEvent(peer, ((prefix, ""),), ()))
+
+    def end(self, peer: IPAddress, _variant: int) -> None:
+        """End-of-RIB."""
+        if self.far[peer].stage == "up":
+            self.say(EndOfRib(peer, 4))
+
+    def down(self, peer: IPAddress, variant: int) -> None:
+        """A session is lost, or does not even come up; ExaBGP goes on showing its routes."""
+        if self.far[peer].stage != "idle":
+            self.far[peer].stage = "idle"
+            self.steady = {one for one in self.steady if one[0] != peer}
+            self.say(StateEvent(peer, "down", REASONS[variant % 2]))
+
+    # What happens to us
+
+    def lose(self, _peer: IPAddress, _variant: int) -> None:
+        """bgpd was too slow, or the relay is another."""
+        self.connected = self.asked = False
+        self.listing = None
+
+    def die(self, _peer: IPAddress, _variant: int) -> None:
+        """bgpd dies, and another is started."""
+        self._begin()
+
+    def speaker_dies(self, _peer: IPAddress, _variant: int) -> None:
+        """ExaBGP dies, and another is started."""
+        self.lose(PEERS[0], 0)
+        self.sessions.speaker_lost(self.now, WALL)
+        self.far = {peer: Far() for peer in PEERS}
+        self.steady.clear()
+
+    def connect(self, _peer: IPAddress, _variant: int) -> None:
+        """The relay finds bgpd."""
+        if not self.connected:
+            self.connected = self.unknown = True
+            self.say(Resync(1, 2, 0))
+
+    def rewant(self, peer: IPAddress, _variant: int) -> None:
+        """A session is taken away and wanted again before ExaBGP has noticed."""
+        self.sessions.want({one: session for one, session in SESSIONS.items() if one != peer}, WALL)
+        self.sessions.want(SESSIONS, WALL)
+        self.steady = {one for one in self.steady if one[0] != peer}
+        self.unknown = True
+
+    # Reading back, in three steps
+
+    def ask(self, _peer: IPAddress, _variant: int) -> None:
+        """ExaBGP is asked, and answers with its neighbours."""
+        if not self.connected or self.asked:
+            return
+        self.asked, self.unknown = True, False
+        self.readings += 1
+        self.sessions.expect_resync()
+        table = []
+        for peer, far in self.far.items():
+            up = far.stage in ("established", "up")
+            seconds = int(self.now - far.established) if up else 0
+            known = far.router_id if far.stage != "idle" else None
+            table.append(Neighbour(peer, ME, up, seconds, 64512, 64512, known, graceful=far.graceful))
+        self.say(NeighbourTable(tuple(table)))
+
+    def show(self, _peer: IPAddress, _variant: int) -> None:
+        """It looks at what it has."""
+        if self.asked and self.listing is None:
+            self.listing = [
+                ShownRoute(peer, Announced(prefix, attributes))
+                for peer, far in self.far.items()
+                for prefix, attributes in far.told.items()
+            ]
+
+    def shown(self, _peer: IPAddress, _variant: int) -> None:
+        """All of it has been heard."""
+        if self.listing is not None:
+            self.sessions.end_resync(self.listing)
+            self.asked, self.listing = False, None
+
+    def wait(self, _peer: IPAddress, variant: int) -> None:
+        """Time passes, less than what a peer is waited for."""
+        self.now += (0.5, 4.0, SETTLED)[variant % 3]
+
+    # What must hold
+
+    def step(self, move: Move) -> None:
+        """One move; what was known and stays true stays known."""
+        name, number, variant = move
+        before = self.sessions
+        getattr(self, name)(PEERS[number], variant)
+        truth = self.truth()
+        self.steady &= truth
+        held = self.held()
+        assert self.steady <= held, f"{move}: routes lost that were never gone"
+        if before is self.sessions:
+            self.steady |= held & truth
+
+    def truth(self) -> set[tuple[IPAddress, Prefix, Attributes]]:
+        """What peers that are up have told."""
+        up = [(peer, far) for peer, far in self.far.items() if far.stage == "up"]
+        return {(peer, *route) for peer, far in up for route in far.told.items()}
+
+    def held(self) -> set[tuple[IPAddress, Prefix, Attributes]]:
+        """What bgpd has of them."""
+        return {(peer, path.prefix, path.attributes) for peer in PEERS for path in self.rib.adj_rib_in(peer)}
+
+    def fresh(self) -> set[tuple[IPAddress, Prefix, Attributes]]:
+        """What bgpd holds for confirmed."""
+        paths = [(peer, path) for peer in PEERS for path in self.rib.adj_rib_in(peer)]
+        return {(peer, path.prefix, path.attributes) for peer, path in paths if not path.stale}
+
+    def settle(self) -> None:
+        """Nothing happens any more but what is under way."""
+        for number, peer in enumerate(PEERS):
+            if self.far[peer].stage == "established":
+                self.step(("advance", number, 0))
+        for name in ("connect", "show", "shown"):
+            self.step((name, 0, 0))
+        before = self.readings
+        while self.unknown:
+            for name in ("ask", "show", "shown"):
+                self.step((name, 0, 0))
+        assert self.readings <= before + 2, "it asks again and again"
+
+
+MOVES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["advance"] * 6
+            + ["announce"] * 4
+            + ["withdraw", "end", "down", "down", "lose", "connect", "connect", "ask", "ask", "show", "shown", "wait"]
+            + ["die", "speaker_dies", "rewant"]
+        ),
+        st.integers(0, 1),
+        st.integers(0, 5),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=400)
+@example(
+    [("advance", 0, 0), ("connect", 0, 0), ("ask", 0, 0), ("advance", 0, 0), ("advance", 0, 0), ("announce", 0, 0)]
+)
+@given(MOVES)
+def test_whatever_is_lost_the_end_is_the_truth(moves: list[Move]) -> None:
+    """Whenever events are lost, sessions flap or are read back: all that was told is held, and no more, in the end."""
+    world = World()
+    for move in moves:
+        world.step(move)
+    world.settle()
+    states = world.sessions.states()
+    assert {peer: states[peer].up for peer in PEERS} == {peer: far.stage == "up" for peer, far in world.far.items()}
+    assert world.fresh() == world.truth() & world.fresh()
+    for number, peer in enumerate(PEERS):
+        opened = states[peer].open
+        if states[peer].up:
+            assert opened is not None
+            assert opened.router_id == world.far[peer].router_id
+        world.step(("end", number, 0))
+    assert world.fresh() == world.truth()
+    world.rib.expire(world.now + 1000.0)
+    assert world.held() == world.truth()
+
+
+@pytest.mark.parametrize("lost", range(1, 3))
+def test_a_session_whose_open_went_to_a_bgpd_that_is_gone(lost: int) -> None:
+    """ExaBGP's table comes between an OPEN that nobody heard and the session's coming up: it is read once more."""
+    world = World()
+    for _ in range(lost):
+        world.step(("advance", 0, 0))
+    for move in ("connect", "ask", "show", "shown"):
+        world.step((move, 0, 0))
+    for _ in range(3 - lost):
+        world.step(("advance", 0, 0))
+    world.step(("announce", 0, 1))
+    assert world.unknown == (lost == 1)
+    world.settle()
+    assert world.held() == world.truth() != set()
+    assert world.readings == (2 if lost == 1 else 1)
