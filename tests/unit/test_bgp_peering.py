@@ -149,7 +149,7 @@ def test_options_of_a_session() -> None:
         (BGPPeerSpec(peer_ip="nonsense", as_number=1), "nonsense"),
         (BGPPeerSpec(peer_ip="2001:db8::1", as_number=1), "IPv6"),
         (BGPPeerSpec(node_selector="rack ==", peer_ip="192.0.2.1", as_number=1), "rack"),
-        (BGPPeerSpec(local_workload_selector="all()", as_number=1), "localWorkloadSelector"),
+        (BGPPeerSpec(local_workload_selector="all()", as_number=1), "localWorkloadPeeringIPV4"),
         (BGPPeerSpec(peer_ip="192.0.2.1", as_number=1, reachable_by="x"), "x"),
     ],
 )
