@@ -19,12 +19,13 @@ from typing import Any, Final, Protocol
 from calipy import log
 from calipy.datastore.syncer import InSync, Status, SyncEvent, Update
 from calipy.felix import telemetry
-from calipy.felix.apply import ApplyReport, Dataplane, EndpointStatus
+from calipy.felix.apply import ApplyReport, Dataplane
 from calipy.felix.config import FelixConfig
 from calipy.felix.delta import Difference
 from calipy.felix.graph.graph import Graph
 from calipy.felix.graph.statistics import GraphStatistics
 from calipy.felix.messages import Changes, EndpointID, WorkloadEndpoint
+from calipy.felix.statuses import EndpointStatus
 from calipy.kernel.monitor import AddressEvent, LinkEvent, Monitor, Overrun
 
 _logger = log.get("felix")
@@ -199,12 +200,12 @@ class Felix:
             applied_at=self._applied_at,
             apply_seconds=self._last.seconds if self._last else 0.0,
             errors=errors,
-            endpoints=self._dataplane.endpoints() if self._started else {},
+            endpoints=self._dataplane.statuses.workloads() if self._started else {},
             drift=tuple(self._dataplane.recent_drift),
             warnings=(*self._graph.warnings, *self._dataplane.warnings) if self._started else (),
             applied_revision=self._applied_revision,
             busy_seconds=busy,
-            host_endpoints=self._dataplane.host_endpoints() if self._started else {},
+            host_endpoints=self._dataplane.statuses.hosts() if self._started else {},
         )
 
     def measure(self) -> None:
@@ -262,7 +263,7 @@ class Felix:
     def _is_programmed(self, identity: EndpointID, nets: frozenset[str]) -> bool:
         if not self._started:
             return False
-        status, endpoint = self._dataplane.endpoint_status(identity), self._dataplane.endpoint(identity)
+        status, endpoint = self._dataplane.statuses.workload(identity), self._dataplane.endpoint(identity)
         return status is not None and endpoint is not None and status.state == "up" and nets <= set(endpoint.nets)
 
     async def _work(self, watch: asyncio.Task[None]) -> None:

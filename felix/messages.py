@@ -28,6 +28,7 @@ __all__ = [
     "HostEndpoint",
     "IPSet",
     "IPSetDelta",
+    "LocalBGPPeer",
     "Match",
     "PolicyID",
     "Pool",
@@ -137,6 +138,21 @@ class TierInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalBGPPeer:
+    """What a workload needs that is to have a BGP session with its node.
+
+    Attributes:
+        name: of the BGPPeer that selects it.
+        addresses: the node's towards it, bare, at most one of each family; the host's end of its interface has them.
+        port: on which the node's BGP speaker listens.
+    """
+
+    name: str
+    addresses: tuple[str, ...] = ()
+    port: int = 179
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadEndpoint:
     """A local pod interface and everything that applies to it.
 
@@ -148,6 +164,7 @@ class WorkloadEndpoint:
         profiles: names, in order.
         spoof_prefixes: extra source prefixes the pod may use.
         dscp: code point of what it sends out of the cluster, None: as it is.
+        bgp_peer: for its BGP session with this node, None if it is to have none.
     """
 
     id: EndpointID
@@ -159,6 +176,7 @@ class WorkloadEndpoint:
     admin_up: bool = True
     spoof_prefixes: tuple[str, ...] = ()
     dscp: int | None = None
+    bgp_peer: LocalBGPPeer | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Tells programs on this node which pods are set up: one file per endpoint that is ``up``, named and filled as Felix's.
 
-Calico's CNI plugin can wait for the file of a new pod (``endpoint_status_dir``) before it lets it start. Files stay
-when the agent ends: what it programmed stays, too.
+Calico's CNI plugin can wait for the file of a new pod (``endpoint_status_dir``) before it lets it start, and the BGP side
+learns here which pods are to have a session with the node. Files stay when the agent ends: what it programmed stays,
+too.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ def file_name(identity: EndpointID) -> str:
 
 
 def content(endpoint: WorkloadEndpoint) -> bytes:
-    """What a file holds: interface, MAC and addresses as JSON; empty members are left out."""
+    """What a file holds: interface, MAC, addresses and BGPPeer as JSON; empty members are left out."""
     members = {
         "ifaceName": endpoint.interface,
         "mac": endpoint.mac,
         "ipv4Nets": [net for net in endpoint.nets if ":" not in net],
         "ipv6Nets": [net for net in endpoint.nets if ":" in net],
+        "bgpPeerName": endpoint.bgp_peer.name if endpoint.bgp_peer else "",
     }
     return msgspec.json.encode({name: value for name, value in members.items() if value})
 

@@ -21,8 +21,8 @@ from calipy import clock
 from calipy.datastore import keys
 from calipy.datastore.keys import FelixStatusKey, HostEndpointStatusKey, WorkloadStatusKey
 from calipy.datastore.store import Delete, Put, Store
-from calipy.felix.apply import EndpointState
 from calipy.felix.messages import EndpointID
+from calipy.felix.statuses import EndpointState
 
 _AT_ONCE: Final = 100
 """etcd takes 128 operations in a transaction."""

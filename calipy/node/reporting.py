@@ -11,10 +11,10 @@ from typing import Any, Final, TypeVar
 from calipy import clock, log
 from calipy.datastore.store import Store
 from calipy.errors import DatastoreError
-from calipy.felix.apply import EndpointState, EndpointStatus
 from calipy.felix.daemon import Felix
 from calipy.felix.status_files import StatusFiles
 from calipy.felix.status_reports import Heartbeat, StatusReports, desired, report_alive
+from calipy.felix.statuses import EndpointState, EndpointStatus
 from calipy.node.parameters import ReportingSettings
 
 logger = log.get("reporting")

@@ -1,27 +1,23 @@
-"""Routes of the node, to its pods and in the cluster, and what else a pod needs: neighbour entry, sysctls."""
+"""Routes of the node, to its pods and in the cluster; what else pods need is in ``interfaces``."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
-import socket
-import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
 from typing import Final
 
 from calipy import clock, log
-from calipy.errors import InvalidInputError, KernelError
+from calipy.errors import KernelError
 from calipy.felix.config import FelixConfig
 from calipy.felix.dataplane import conntrack
+from calipy.felix.dataplane.interfaces import GONE, Interfaces
 from calipy.felix.delta import Difference
 from calipy.felix.messages import VTEP, VTEPID, ClusterRoute, WorkloadEndpoint
 from calipy.felix.ownership import owns_route
 from calipy.felix.routing import Routing
-from calipy.kernel import netlink, sysctl
-from calipy.kernel.links import Link, Links, Neighbour, parse_mac
+from calipy.kernel.links import Link, Links
 from calipy.kernel.monitor import LinkEvent, RouteEvent
 from calipy.kernel.netlink import NetlinkSocket
 from calipy.kernel.routes import RouteFailure, RouteTable, matches
@@ -44,17 +40,11 @@ _CONNTRACK_SECONDS: Final = REGISTRY.summary(
 
 _GATEWAY: Final = ipaddress.ip_address(POD_GATEWAY)
 _PROTO_KERNEL: Final = 2
-_RTM_GETNETCONF: Final = 82
-_NETCONFA_IFINDEX: Final = 1
-_NETCONFA_FORWARDING: Final = 2
-_NETCONFA_PROXY_NEIGH: Final = 5
 _MAIN_TABLE: Final = 254
 _SOON: Final = 3.0
 """Seconds until all routes are read again because somebody added one that we do not know, or something failed."""
 _MANY_INTERFACES: Final = 32
 """Reading all routes is cheaper than reading those of more interfaces than this one by one."""
-_GONE: Final = frozenset({errno.ENODEV, errno.ENETDOWN, errno.ESRCH})
-"""Errors of an interface that vanished or went down meanwhile: its event is on the way."""
 
 
 class Endpoints:
@@ -70,20 +60,18 @@ class Endpoints:
         self._links = Links(self._socket)
         self._table = RouteTable(self._socket)
         self._routing = Routing(config)
-        self._endpoints: dict[str, WorkloadEndpoint] = {}
+        self._interfaces = Interfaces(self._socket, config)
         self._up: dict[str, Link] = {}
         self._actual: dict[Prefix, tuple[Route, ...]] = {}
-        self._unconfigured: set[str] = set()
         self._unread: set[str] = set()
         self._unsettled: set[str] = set()
         self._settling: set[str] = set()
-        self._failed = False
         self.warnings: list[str] = []
         self.cluster_problems: dict[Prefix, str] = {}
         self._own_deletions: Counter[tuple[Prefix, int]] = Counter()
         self._read_at: float | None = float("-inf")
         self._read_before = False
-        self._problems: dict[str, str] = {}
+        self._problems: dict[str, tuple[Prefix, str]] = {}
 
     def close(self) -> None:
         """Close the socket; nothing in the kernel changes."""
@@ -93,23 +81,20 @@ class Endpoints:
         """Take over new parameters: routes are worked out again, only differences get written."""
         self._config = config
         self._routing = Routing(config, self._routing.cluster)
-        for endpoint in self._endpoints.values():
+        self._interfaces.reconfigure(config)
+        for endpoint in self._interfaces.endpoints.values():
             self._routing.set_endpoint(endpoint)
         for name, link in self._up.items():
             self._routing.set_link(name, link.index, now)
-        self._unconfigured |= self._endpoints.keys()
         self.resync()
 
     def set_endpoint(self, interface: str, endpoint: WorkloadEndpoint | None) -> None:
         """The endpoint that has the interface now, None for none."""
+        if not self._interfaces.set_endpoint(interface, endpoint):
+            return
         if endpoint is None:
-            self._endpoints.pop(interface, None)
-            self._problems.pop(interface, None)
-            self._unconfigured.discard(interface)
             self._routing.remove_endpoint(interface)
-        elif self._endpoints.get(interface) != endpoint:
-            self._endpoints[interface] = endpoint
-            self._unconfigured.add(interface)
+        else:
             self._unread.add(interface)
             self._unsettled.add(interface)
             self._routing.set_endpoint(endpoint)
@@ -165,25 +150,13 @@ class Endpoints:
 
     def recheck(self) -> None:
         """Have the next ``write`` look at everything: routes, and each interface's sysctls and neighbours."""
-        self._unconfigured |= self._endpoints.keys()
+        self._interfaces.recheck()
         self.resync()
 
     def check_parameters(self) -> None:
-        """See in two netlink exchanges whether somebody has changed the main sysctls of an interface.
-
-        What looks wrong is put right, and reported, by the next ``write``. The rest is looked at by ``recheck``.
-        """
-        wanted = {
-            self._up[name].index: name for name in self._endpoints.keys() & self._up.keys() if self.is_settled(name)
-        }
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for body in self._socket.dump("read interface parameters", _getnetconf(family)):
-                found = netlink.attributes(body, 4)
-                name = wanted.get(_number(found[_NETCONFA_IFINDEX]))
-                if name is None or (family == socket.AF_INET6 and not self._config.ipv6_support):
-                    continue
-                if any(_number(found[kind]) != 1 for kind in (_NETCONFA_FORWARDING, _NETCONFA_PROXY_NEIGH)):
-                    self._unconfigured.add(name)
+        """Have a glance at the main sysctls of all settled interfaces; ``write`` puts right what is wrong."""
+        settled = (name for name in self._interfaces.endpoints.keys() & self._up.keys() if self.is_settled(name))
+        self._interfaces.glance({self._up[name].index: name for name in settled})
 
     def next_deadline(self) -> float | None:
         """When ``write`` has something to do without any event, on the clock of ``now``."""
@@ -206,10 +179,11 @@ class Endpoints:
         """Whether the last ``write`` has dealt with everything that happened to the interface."""
         return interface not in self._unsettled and interface not in self._settling
 
-    @property
-    def problems(self) -> dict[str, str]:
-        """Interfaces whose endpoint is not fully set up → why."""
-        return self._problems
+    def problem(self, interface: str) -> str:
+        """Why the endpoint of an interface is not fully set up; "" if it is."""
+        if found := self._interfaces.problems.get(interface):
+            return found
+        return self._problems[interface][1] if interface in self._problems else ""
 
     async def write(self, now: float) -> list[Difference]:
         """Bring routes, neighbours and sysctls in line. Cost follows what is dirty.
@@ -218,7 +192,7 @@ class Endpoints:
             Drift: what was found different although nobody had asked for a change.
 
         Raises:
-            KernelError: the kernel's tables cannot be read. Single refusals are in ``problems``.
+            KernelError: the kernel's tables cannot be read. Single refusals are told by ``problem``.
         """
         self._unread |= self._routing.expire(now)
         if len(self._unread) > _MANY_INTERFACES or (self._read_at is not None and self._read_at <= now):
@@ -227,11 +201,10 @@ class Endpoints:
             drift = []
             self._read_interfaces()
         self._settling, self._unsettled = self._settling | self._unsettled, set()
-        self._failed = False
-        drift += self._configure_interfaces()
+        drift += self._interfaces.write(self._up.keys(), self._settling)
         await self._write_routes()
         self._settling = set()
-        if self._failed or self._problems:
+        if self._problems or self.cluster_problems or self._interfaces.waiting(self._up.keys()):
             self._read_soon(now)
         return drift
 
@@ -298,7 +271,7 @@ class Endpoints:
             self._up.pop(name, None)
         else:
             self._up[name] = link
-            self._unconfigured.update({name} & self._endpoints.keys())
+            self._interfaces.recheck(name)
         # The kernel drops the routes of a link that goes down without telling, and does not bring them back.
         self._unread.add(name)
         self._unsettled.add(name)
@@ -306,8 +279,9 @@ class Endpoints:
 
     async def _write_routes(self) -> None:
         plan = self._routing.plan(self._actual, matches)
-        for dst in [dst for dst in self.cluster_problems if dst in self._routing.dirty]:
-            del self.cluster_problems[dst]
+        dirty = self._routing.dirty
+        self.cluster_problems = {dst: why for dst, why in self.cluster_problems.items() if dst not in dirty}
+        self._problems = {name: (dst, why) for name, (dst, why) in self._problems.items() if dst not in dirty}
         self._routing.dirty.clear()
         self._note(self._table.apply(delete=plan.delete_first), plan.delete_first, deleted=True)
         if plan.forget:
@@ -323,79 +297,24 @@ class Endpoints:
         for route in routes:
             failure = failed.get(route)
             others = tuple(r for r in self._actual.get(route.dst, ()) if r.key != route.key)
-            if deleted and (failure is None or failure.code in _GONE):
+            if deleted and (failure is None or failure.code in GONE):
                 self._actual[route.dst] = others
                 self._own_deletions[route.dst, route.protocol] += failure is None
             elif failure is None:
                 self._actual[route.dst] = (*others, route)
             if not self._actual.get(route.dst, True):
                 del self._actual[route.dst]
-            if failure is not None and failure.code not in _GONE:
-                self._failed = True
+            if failure is not None and failure.code not in GONE:
                 _logger.error("cannot write route", route=_shown(route), error=failure.reason)
                 if self._routing.is_workload(_interface(route)):
-                    self._problems[_interface(route)] = f"route {route.dst}: {failure.reason}"
+                    self._problems[_interface(route)] = (route.dst, f"route {route.dst}: {failure.reason}")
                 else:
                     self.cluster_problems[route.dst] = f"route {_shown(route)}: {failure.reason}"
-
-    def _configure_interfaces(self) -> list[Difference]:
-        """Sysctls and neighbours; returns the sysctls of settled interfaces that somebody has changed."""
-        done = set()
-        drift: list[Difference] = []
-        neighbours: list[Neighbour] = []
-        for interface in sorted(self._unconfigured & self._up.keys()):
-            endpoint = self._endpoints[interface]
-            try:
-                changed = self._write_sysctls(interface, endpoint)
-            except KernelError as error:
-                self._problems[interface] = str(error)
-                continue
-            self._problems.pop(interface, None)
-            if interface not in self._settling:
-                drift += changed
-            done.add(interface)
-            if endpoint.mac and endpoint.admin_up:
-                try:
-                    parse_mac(endpoint.mac)
-                except InvalidInputError as error:
-                    self._problems[interface] = str(error)
-                    continue
-                addresses = (ipaddress.ip_network(net).network_address for net in endpoint.nets)
-                neighbours += (Neighbour(interface, a, endpoint.mac) for a in addresses if isinstance(a, IPv4Address))
-        for entry, code in zip(neighbours, self._links.set_neighbours(neighbours), strict=True):
-            if code and code not in _GONE:
-                self._problems[entry.interface] = f"neighbour {entry.address}: {errno.errorcode.get(code, code)}"
-                done.discard(entry.interface)
-        self._unconfigured -= done
-        return drift
-
-    def _write_sysctls(self, interface: str, endpoint: WorkloadEndpoint) -> list[Difference]:
-        """Felix's list. The strict check of source addresses is the rule in the raw table, not ``rp_filter``."""
-        spoofing = bool(endpoint.spoof_prefixes and self._config.spoofing_allowed)
-        rp_filter = "0" if spoofing else sysctl.read("net/ipv4/conf/default/rp_filter")
-        changed = _settle(f"net/ipv4/conf/{interface}/route_localnet", "1")
-        try:
-            changed += _settle(f"net/ipv4/neigh/{interface}/proxy_delay", "0")
-        except KernelError as error:
-            _logger.debug("cannot make proxy ARP answer at once", interface=interface, error=str(error))
-        changed += _settle(f"net/ipv4/conf/{interface}/proxy_arp", "1")
-        changed += _settle(f"net/ipv4/conf/{interface}/forwarding", "1")
-        changed += _settle(f"net/ipv4/conf/{interface}/rp_filter", rp_filter)
-        if not self._config.ipv6_support:
-            return changed
-        try:
-            changed += _settle(f"net/ipv6/conf/{interface}/accept_ra", "0")
-            changed += _settle(f"net/ipv6/conf/{interface}/proxy_ndp", "1")
-            changed += _settle(f"net/ipv6/conf/{interface}/forwarding", "1")
-        except KernelError:
-            if any(":" in net for net in endpoint.nets):
-                raise
-        return changed
 
     def _check_gateway(self) -> None:
         """Proxy ARP answers for the pods' gateway only if the node has a route for it, normally its default route."""
         self.warnings = []
-        if not any(":" not in net for endpoint in self._endpoints.values() for net in endpoint.nets):
+        if not any(":" not in net for endpoint in self._interfaces.endpoints.values() for net in endpoint.nets):
             return
         try:
             self._table.lookup(_GATEWAY)
@@ -403,23 +322,6 @@ class Endpoints:
             self.warnings = [
                 f"no route to {_GATEWAY}, so this node does not answer for the pods' gateway: add a default route"
             ]
-
-
-def _settle(key: str, value: str) -> list[Difference]:
-    """Write a sysctl unless it has the value; what it was instead."""
-    found = sysctl.read(key)
-    if found == value:
-        return []
-    sysctl.write(key, value)
-    return [Difference("sysctl", key, value, found)]
-
-
-def _getnetconf(family: int) -> bytes:
-    return netlink.message(_RTM_GETNETCONF, 0, struct.pack("=B3x", family))
-
-
-def _number(data: bytes) -> int:
-    return int(struct.unpack("=i", data)[0])
 
 
 def _by_destination(routes: Iterable[Route]) -> dict[Prefix, tuple[Route, ...]]:

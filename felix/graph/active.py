@@ -22,6 +22,7 @@ from calipy.felix.messages import (
     ActiveProfile,
     Changes,
     HostEndpoint,
+    LocalBGPPeer,
     TierInfo,
     WorkloadEndpoint,
 )
@@ -68,11 +69,18 @@ class ActiveRules:
     Args:
         sets: where needed ip sets are acquired and released.
         report: called with a key and why its object is treated as absent ("" = it is all right).
+        bgp_peer: what a workload endpoint needs for a BGP session with its node; ``touch_endpoint`` when that changes.
     """
 
-    def __init__(self, sets: IPSets, report: Callable[[ResourceKey, str], None]) -> None:
+    def __init__(
+        self,
+        sets: IPSets,
+        report: Callable[[ResourceKey, str], None],
+        bgp_peer: Callable[[ResourceKey], LocalBGPPeer | None],
+    ) -> None:
         self._sets = sets
         self._report = report
+        self._bgp_peer = bgp_peer
         self._index: LabelIndex[ResourceKey, _Policy] = LabelIndex(self._started, self._stopped, _ignore)
         self._policies: dict[ResourceKey, _Policy] = {}
         self._profiles: dict[str, _Profile] = {}
@@ -108,6 +116,10 @@ class ActiveRules:
         for name in old.profiles:
             self._refer(name, -1)
         self._index.remove_item(key)
+        self._dirty_endpoints[key] = None
+
+    def touch_endpoint(self, key: ResourceKey) -> None:
+        """Have the next ``flush`` look at an endpoint."""
         self._dirty_endpoints[key] = None
 
     def set_policy(self, key: ResourceKey, resource: Resource[Any, Any] | None) -> None:
@@ -296,6 +308,7 @@ class ActiveRules:
                 endpoint.profiles,
                 spoof_prefixes=endpoint.spoof_prefixes,
                 dscp=endpoint.dscp,
+                bgp_peer=self._bgp_peer(key),
             )
         if message != sent:
             self._sent[key] = message

@@ -8,6 +8,7 @@ on_update ─┬─ WorkloadEndpoint ─┬─ all ──► ipsets (members of 
            ├─ policies, tiers ─────────────────────────────► active ─────────────────────┘
            ├─ Profile ─► active (rules), ipsets and active (inherited labels)
            ├─ IPPool, Node, blocks ──► nodes, tunnels, routes
+           ├─ BGPPeer, BGPConfiguration, local endpoints ──► bgp_peers ─► active
            ├─ FelixConfiguration, own Node ──► config
 flush ─────┴──► Changes
 ```
@@ -29,6 +30,7 @@ from calipy.errors import InvalidInputError
 from calipy.felix.config import CLUSTER_ROUTES, FelixConfig
 from calipy.felix.graph import endpoints, nodes
 from calipy.felix.graph.active import ActiveRules
+from calipy.felix.graph.bgp_peers import LocalPeers
 from calipy.felix.graph.config import Configuration
 from calipy.felix.graph.ipsets import IPSets
 from calipy.felix.graph.nodes import Nodes
@@ -63,7 +65,8 @@ class Graph:
         self._spoofing_allowed = False
         self._spoofers: dict[ResourceKey, Any] = {}  # local endpoints that ask for more source addresses
         self._sets = IPSets()
-        self._active = ActiveRules(self._sets, self._report)
+        self._peers = LocalPeers(hostname, lambda key: self._active.touch_endpoint(key))
+        self._active = ActiveRules(self._sets, self._report, self._peers.peer_of)
         self._nodes = Nodes(hostname)
         self._tunnels = Tunnels(hostname)
         self._routes = ClusterRoutes(hostname)
@@ -80,6 +83,7 @@ class Graph:
             "IPPool": self._on_pool,
             "Node": self._on_node,
             "BGPConfiguration": self._on_bgp_configuration,
+            "BGPPeer": self._on_bgp_peer,
             "FelixConfiguration": lambda key, value: self._config.set_object(key.name, value),
             "ClusterInformation": self._on_cluster,
         } | dict.fromkeys(POLICY_KINDS, self._active.set_policy)
@@ -180,8 +184,11 @@ class Graph:
         self._set_member(key, item)
         if item is None or local is None:
             self._active.remove_endpoint(key)
+            self._peers.remove_endpoint(key)
         else:
             self._active.set_endpoint(key, local, item.labels, item.parents)
+            if isinstance(local, endpoints.LocalEndpoint):
+                self._peers.set_endpoint(key, item.labels, item.parents)
 
     def _set_member(self, key: ResourceKey, item: endpoints.Labelled | None) -> None:
         if item is None:
@@ -227,6 +234,7 @@ class Graph:
     def _on_profile(self, key: ResourceKey, value: Any) -> None:
         labels = self._active.set_profile(key.name, value)
         self._sets.set_parent(key.name, labels)
+        self._peers.set_parent(key.name, labels)
 
     def _on_pool(self, key: ResourceKey, value: Any) -> None:
         pool = None
@@ -246,20 +254,31 @@ class Graph:
         self._routes.set_node(key.name, spec)
         if key.name == self._hostname:
             self._config.set_node(value)
+            self._peers.set_node(value)
 
     def _on_bgp_configuration(self, key: ResourceKey, value: Any) -> None:
+        takers = [lambda: self._peers.set_configuration(key.name, value)]
         if key.name == "default":
             claimed = value.spec.program_cluster_routes if value is not None else ""
             self._bgps = CLUSTER_ROUTES.get(claimed or _BGP_DEFAULT, frozenset())
-            try:
-                self._nodes.set_services(value)
-                self._report(key, "")
-            except InvalidInputError as error:
-                self._report(key, str(error))
+            takers.append(lambda: self._nodes.set_services(value))
+        self._report(key, "; ".join(filter(None, map(_refusal, takers))))
+
+    def _on_bgp_peer(self, key: ResourceKey, value: Any) -> None:
+        self._report(key, _refusal(lambda: self._peers.set_peer(key.name, value)))
 
     def _on_cluster(self, _key: ResourceKey, value: Any) -> None:
         self.datastore_ready = None if value is None else value.spec.datastore_ready
         self._config.set_cluster(value)
+
+
+def _refusal(take: Callable[[], None]) -> str:
+    """Why something cannot be taken, "" if it was."""
+    try:
+        take()
+    except InvalidInputError as error:
+        return str(error)
+    return ""
 
 
 def _owned(configured: frozenset[Encap], tunnels: Encapsulation) -> frozenset[tuple[Encap, Family]]:
