@@ -1,8 +1,8 @@
 """Tells programs on this node which pods are set up: one file per endpoint that is ``up``, named and filled as Felix's.
 
-Calico's CNI plugin can wait for the file of a new pod (``endpoint_status_dir``) before it lets it start, and the BGP side
-learns here which pods are to have a session with the node. Files stay when the agent ends: what it programmed stays,
-too.
+Calico's CNI plugin can wait for the file of a new pod (``endpoint_status_dir``) before it lets it start, and the BGP
+side learns here which pods are to have a session with the node. Files stay when the agent ends: what it programmed
+stays, too.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class ActiveRules:
     Args:
         sets: where needed ip sets are acquired and released.
         report: called with a key and why its object is treated as absent ("" = it is all right).
-        bgp_peer: what a workload endpoint needs for a BGP session with its node; ``touch_endpoint`` when that changes.
+        bgp_peer: what a workload endpoint needs for a BGP session with its node; ``touch_endpoints`` when that changes.
     """
 
     def __init__(
@@ -118,9 +118,9 @@ class ActiveRules:
         self._index.remove_item(key)
         self._dirty_endpoints[key] = None
 
-    def touch_endpoint(self, key: ResourceKey) -> None:
-        """Have the next ``flush`` look at an endpoint."""
-        self._dirty_endpoints[key] = None
+    def touch_endpoints(self, keys: Iterable[ResourceKey]) -> None:
+        """Have the next ``flush`` look at these endpoints."""
+        self._dirty_endpoints.update(dict.fromkeys(keys))
 
     def set_policy(self, key: ResourceKey, resource: Resource[Any, Any] | None) -> None:
         """Add, replace or (None) remove a policy of any kind. O(endpoints selected, if not only rules changed)."""

@@ -65,7 +65,7 @@ class Graph:
         self._spoofing_allowed = False
         self._spoofers: dict[ResourceKey, Any] = {}  # local endpoints that ask for more source addresses
         self._sets = IPSets()
-        self._peers = LocalPeers(hostname, lambda key: self._active.touch_endpoint(key))
+        self._peers = LocalPeers(hostname)
         self._active = ActiveRules(self._sets, self._report, self._peers.peer_of)
         self._nodes = Nodes(hostname)
         self._tunnels = Tunnels(hostname)
@@ -113,6 +113,7 @@ class Graph:
             changes.config = self._config.flush()
             if changes.config is not None:
                 self._configure(FelixConfig.from_parameters(changes.config))
+            self._active.touch_endpoints(self._peers.take_touched())
             self._active.flush(changes)
             self._sets.flush(changes)
             self._nodes.flush(changes)

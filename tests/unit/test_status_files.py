@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from calipy.felix.messages import EndpointID, WorkloadEndpoint
+from calipy.felix.messages import EndpointID, LocalBGPPeer, WorkloadEndpoint
 from calipy.felix.status_files import StatusFiles, content, file_name
 
 
@@ -95,3 +95,9 @@ def test_a_link_in_the_way_is_replaced_not_followed(tmp_path: Path) -> None:
     assert elsewhere.read_text() == "precious"
     assert present(tmp_path) == {file_name(endpoint("a").id): content(endpoint("a"))}
     assert not (directory / file_name(endpoint("a").id)).is_symlink()
+
+
+def test_the_bgp_peer_of_a_pod_is_told() -> None:
+    """A pod that is to have a BGP session names the BGPPeer, as Calico's confd looks for it."""
+    told = json.loads(content(endpoint("a", bgp_peer=LocalBGPPeer("red", ("169.254.0.179",)))))
+    assert told["bgpPeerName"] == "red"
