@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import socket
 
 import pytest
 
+from tests.support import owned
+
 pytest_plugins = ["tests.support.netns", "tests.support.etcd", "tests.support.bgp", "tests.support.felix"]
+
+
+def pytest_configure() -> None:
+    """Whatever the tests start goes with this process; labs are registered apart from those of the machine."""
+    owned.start_reaper()
+    os.environ["CALIPY_LAB_RUN_DIR"] = str(owned.lab_registry())
 
 
 @pytest.fixture

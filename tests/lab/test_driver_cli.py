@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import owned
+
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
 
 PAIR = """
@@ -32,7 +34,7 @@ class Cli:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.registry = Path(f"/run/calipy-lab-test-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+        self.registry = Path("/run", owned.name("labs"))
         self.name = f"cli{os.getpid()}x{uuid.uuid4().hex[:6]}"
         self.file = directory / "x.clab.yml"
         self.write(PAIR)

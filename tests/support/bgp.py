@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +27,8 @@ from calipy.datastore.ipam import AllocationAttribute, Block, BlockAffinity
 from calipy.datastore.resources import BGPConfigurationSpec, BGPPeerSpec, IPPoolSpec, NodeBGPSpec, NodeSpec
 from calipy.errors import CalipyError
 from calipy.net import PROTO_BGP, Prefix, Route
-from tests.support.netns import Namespace, connect, gone_with_us
+from tests.support import owned
+from tests.support.netns import Namespace, connect
 
 ROOT = Path(__file__).resolve().parents[2]
 ETCD = "http://10.77.1.254:2379"
@@ -156,8 +156,7 @@ class BgpLab:
 
     def __init__(self, make_netns: Callable[..., Namespace]) -> None:
         self.make_netns = make_netns
-        self.directory = Path(tempfile.mkdtemp(prefix="calipy-bgp-", dir="/tmp"))
-        gone_with_us(self.directory)
+        self.directory = owned.directory("bgp")
         self.nodes: list[BgpNode] = []
         self.programs: list[Program] = []
         self.fabric = make_netns("fabric")

@@ -8,7 +8,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -19,10 +18,10 @@ from typing import Self
 import pytest
 
 from calipy.kernel import netns as kernel_netns
+from tests.support import owned
 from tests.support.netns import Namespace
 
 START_TIMEOUT = 20.0
-STEM = "calipy-etcd-"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class EtcdServer:
         self._tls = tls
         self._arguments = tuple(arguments)
         self._process: subprocess.Popen[bytes] | None = None
-        self._directory = Path(tempfile.mkdtemp(prefix=f"{STEM}{os.getpid()}-", dir=_fast_directory()))
+        self._directory = owned.fast_directory("etcd")
         self._inside = inside
         self._address = address
         self._ports: tuple[int, int, int] | None = (2379, 2380, 2381) if inside else None
@@ -231,17 +230,6 @@ def etcdctl(server: EtcdServer, *arguments: str, user: str = "") -> str:
 def _state(task: Path) -> str:
     """State of a thread, as ps shows it."""
     return (task / "stat").read_text().rpartition(")")[2].split()[0]
-
-
-def _fast_directory() -> str:
-    """Memory if there is any: etcd waits for the disk at every write. Clears what killed test runs left."""
-    shared = Path("/dev/shm")
-    directory = str(shared) if os.access(shared, os.W_OK) else tempfile.gettempdir()
-    for left in Path(directory).glob(f"{STEM}*-*"):
-        owner = left.name.removeprefix(STEM).partition("-")[0]
-        if not Path("/proc", owner).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return directory
 
 
 def _free_ports() -> tuple[int, int, int]:

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import tempfile
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 from msgspec.structs import replace
@@ -30,7 +29,7 @@ from calipy.errors import AgentUnavailableError, NotFoundError
 from calipy.kernel import process, sysctl
 from calipy.kernel.links import Links, VethEnd
 from calipy.kernel.netlink import NetlinkSocket
-from tests.support import objects
+from tests.support import objects, owned
 from tests.support.datastore import Datastore
 from tests.support.etcd import EtcdServer
 from tests.support.matrix import PATIENCE, Checker, Matrix, Site, cells
@@ -116,7 +115,8 @@ class Lab:
         self.nodes: list[Node] = []
         with contextlib.ExitStack() as building:
             building.callback(self.close)
-            self._directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="calipy-fv-")))
+            self._directory = owned.directory("fv")
+            self._stack.callback(shutil.rmtree, self._directory, ignore_errors=True)
             self._hub = self._namespace("hub")
             _make_segment(self._hub)
             self.etcd = EtcdServer(inside=self._hub, address=HUB)

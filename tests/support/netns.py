@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import os
-import subprocess
-import sys
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,21 +15,7 @@ from calipy.kernel import process
 from calipy.kernel.links import Links, VethEnd
 from calipy.kernel.netlink import NetlinkSocket
 from calipy.kernel.routes import RouteTable
-
-
-@functools.cache
-def _reaper(pid: int) -> subprocess.Popen[str]:
-    """What clears up if this process is killed: it reads a pipe that closes with us."""
-    argv = [sys.executable, "-I", "-S", str(Path(__file__).with_name("reaper.py")), f"cltest-{pid}-"]
-    return subprocess.Popen(argv, stdin=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def gone_with_us(directory: Path) -> None:
-    """Have a directory removed if this process is killed before it does so itself."""
-    pipe = _reaper(os.getpid()).stdin
-    assert pipe
-    pipe.write(f"{directory}\n")
-    pipe.flush()
+from tests.support import owned
 
 
 class Namespace:
@@ -46,8 +28,7 @@ class Namespace:
     """
 
     def __init__(self, label: str) -> None:
-        _reaper(os.getpid())
-        self.path = Path(f"/run/netns/cltest-{os.getpid()}-{label}-{uuid.uuid4().hex[:8]}")
+        self.path = Path("/run/netns", owned.name(label))
         kernel_netns.create(self.path)
         self.fd = kernel_netns.open_fd(self.path)
         self.netlink = NetlinkSocket(netns_fd=self.fd)

@@ -1,49 +1,75 @@
-"""Clears up behind a process of tests that was killed: ``reaper.py PREFIX``, with the process's end of a pipe as input.
+"""Clears up behind a process of tests: ``reaper.py PID MARK PREFIX``, with that process's end of a pipe as input.
 
-The pipe closes when the process ends, however it ends. What is left then of its namespaces (/run/netns/PREFIX*) goes,
-with everything that still runs in them: daemons meant to outlive whoever started them. Standard library only.
+The pipe closes when the process ends, however it ends. What is left then of what it started goes: processes that bear
+its mark in their environment or live in its namespaces (daemons are meant to outlive whoever started them), labs,
+namespaces, directories. Nothing but the standard library, for it starts with each process of tests.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
+PLACES = ("/run", "/tmp", "/dev/shm")  # where tests make directories, under a prefix of their own
 MNT_DETACH = 2
+PATIENCE = 20.0
 
 
-def inhabitants(namespace: Path) -> list[int]:
-    """Processes in a network namespace."""
-    wanted = namespace.stat().st_ino
-    found = []
+def survivors(mark: bytes, namespaces: list[Path]) -> Iterator[int]:
+    """Processes with the mark, or in one of the namespaces."""
+    inodes = set()
+    for namespace in namespaces:
+        with contextlib.suppress(OSError):
+            inodes.add(namespace.stat().st_ino)
     for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and (entry / "ns/net").stat().st_ino == wanted:
-                found.append(int(entry.name))
-        except OSError:
-            continue
-    return found
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):  # it has gone meanwhile
+                if (entry / "ns/net").stat().st_ino in inodes or mark in (entry / "environ").read_bytes().split(b"\0"):
+                    yield int(entry.name)
 
 
-def clear(namespace: Path) -> None:
-    """End a namespace and what runs in it."""
-    for pid in inhabitants(namespace):
-        os.kill(pid, signal.SIGKILL)
-    ctypes.CDLL(None).umount2(os.fsencode(namespace), MNT_DETACH)
-    namespace.unlink(missing_ok=True)
+def end(mark: bytes, namespaces: list[Path]) -> None:
+    """Kill them until none is left: one may be starting another."""
+    give_up = time.monotonic() + PATIENCE
+    while (left := list(survivors(mark, namespaces))) and time.monotonic() < give_up:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+
+
+def forget_labs(registry: Path) -> None:
+    """Remove what labs have outside of their namespaces; their supervisors are dead."""
+    argv = [sys.executable, "-m", "calipy.cli.main", "lab", "destroy", "--all", "--yes", "--cleanup"]
+    environ = {**os.environ, "CALIPY_LAB_RUN_DIR": str(registry)}
+    environ.pop("CALIPY_TESTS", None)
+    subprocess.run(argv, env=environ, cwd=ROOT, timeout=60, check=False, capture_output=True)
 
 
 def main() -> None:
-    """Wait for the end, then clear up; directories are named by the process, one a line."""
-    directories = [line.strip() for line in sys.stdin]
-    for namespace in Path("/run/netns").glob(f"{sys.argv[1]}*"):
-        clear(namespace)
-    for directory in directories:
-        shutil.rmtree(directory, ignore_errors=True)
+    """Wait for the end, then clear up."""
+    mark, prefix = sys.argv[1].encode(), sys.argv[2]
+    sys.stdin.read()
+    namespaces = list(Path("/run/netns").glob(f"{prefix}*"))
+    end(mark, namespaces)
+    for registry in Path("/run").glob(f"{prefix}labs*"):
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            forget_labs(registry)
+    for namespace in namespaces:
+        ctypes.CDLL(None).umount2(os.fsencode(namespace), MNT_DETACH)
+        namespace.unlink(missing_ok=True)
+    for place in PLACES:
+        for directory in Path(place).glob(f"{prefix}*"):
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":
