@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
 import sys
 import time
@@ -132,11 +133,21 @@ def _tell(*, keep: bool) -> int:
         return 1
     print(f"{GREEN}all {story.passed} checks passed{RESET} in {time.monotonic() - story.start:.0f} s")
     if keep:
-        topology = os.path.relpath(TOPOLOGY)
-        print(f"the lab is running; look around with\n  ./run calipy lab inspect -t {topology}")
-        print(f"  ./run calipy lab exec -t {topology} --label clab-node-name=n1 --cmd 'calipy node status'")
-        print(f"and take it down with\n  ./run calipy lab destroy -c -t {topology}")
+        print(look_around())
     return 0
+
+
+def look_around() -> str:
+    """What to type next, from where the user is: by this checkout's ``run``, or an installed ``calipy``."""
+    file = TOPOLOGY.resolve()  # not by way of the link calipy/containerlab
+    topology, run = (os.path.relpath(path) for path in (file, file.parents[1] / "run"))
+    calipy = f"{shlex.quote(run if '/' in run else f'./{run}')} calipy" if os.access(run, os.X_OK) else "calipy"
+    lab = f"-t {shlex.quote(topology)}"
+    return f"""the lab is running; look around with
+  {calipy} lab inspect {lab}
+  {calipy} lab exec {lab} --label clab-node-name=n1 --cmd 'calipy node status'
+and take it down with
+  {calipy} lab destroy -c {lab}"""
 
 
 def peering(story: Story, mesh: Mesh) -> None:

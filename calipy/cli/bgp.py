@@ -6,10 +6,10 @@ from typing import Any, TextIO
 
 import click
 
-from calipy import api_client
 from calipy.bgp import plan as planning
 from calipy.cli import manifest, render
 from calipy.cli.resource import datastore_options
+from calipy.cli.routers import ask_bgpd
 from calipy.cli.session import check_release, current
 from calipy.datastore import validation
 from calipy.datastore.client import Client
@@ -41,7 +41,7 @@ def peers(output: str) -> None:
     Example:
       calipy bgp peers -o json
     """
-    status: dict[str, Any] = api_client.call(api_client.bgpd_socket(), "status")
+    status: dict[str, Any] = ask_bgpd("status")
     found = status["peers"]
     if output != "table":
         click.echo(render.structured({"peers": found, "problems": status["problems"]}, output))
@@ -79,7 +79,7 @@ def routes(prefix: str | None, output: str) -> None:
       calipy bgp routes 10.244.1.5 -o yaml
     """
     params = {"prefix": prefix} if prefix else {}
-    found: list[dict[str, Any]] = api_client.call(api_client.bgpd_socket(), "routes", params)
+    found: list[dict[str, Any]] = ask_bgpd("routes", params)
     if output != "table":
         click.echo(render.structured(found, output))
         return
@@ -118,7 +118,7 @@ def explain(prefix: str, output: str) -> None:
       calipy bgp explain 10.244.1.5
       calipy bgp explain 10.244.1.0/26 -o json
     """
-    found: dict[str, Any] = api_client.call(api_client.bgpd_socket(), "explain", {"prefix": prefix})
+    found: dict[str, Any] = ask_bgpd("explain", {"prefix": prefix})
     if output != "table":
         click.echo(render.structured(found, output))
     else:

@@ -63,10 +63,19 @@ def status(output: str) -> None:
       calipy node status -o json
     """
     from calipy.cli import render  # noqa: PLC0415 - start-up time
+    from calipy.cli.routers import other_router  # noqa: PLC0415
     from calipy.node import status as node_status  # noqa: PLC0415
 
     state = node_status.read()
-    print(node_status.text(state).rstrip() if output == "text" else render.structured(state.document(), output))
+    router = other_router() if state.bgpd is None else ""
+    if router and output == "text" and state.agent is None:
+        print(f"No calipy node runs here. BGP on this host is spoken by {router}")
+    elif output == "text":
+        print(node_status.text(state).rstrip())
+        if router:
+            print(f"BGP on this host is spoken by {router}")
+    else:
+        print(render.structured(state.document() | ({"otherRouter": router} if router else {}), output))
     if state.agent is None and state.bgpd is None:
         sys.exit(1)
 

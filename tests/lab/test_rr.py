@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from calipy.cli.routers import other_router
 from calipy.containerlab.driver import Lab
 from calipy.containerlab.mesh import TOPOLOGY, Matrix, Mesh, Pod, wait_until
 from tests.support.routers import FRR
@@ -80,3 +82,22 @@ def test_each_reflector_alone(mesh: Mesh, reflector: str) -> None:
     wait_until(lambda: all(len(learned(mesh, node)) == 3 for node in NODES), 60.0, lambda: str(mesh.peers("n1")))
     assert [established(mesh, node) for node in NODES] == [1] * 4
     wait_until(lambda: not unreached(mesh.matrix()), 30.0, lambda: "; ".join(unreached(mesh.matrix())))
+
+
+@pytest.mark.parametrize("router", ["rr1", "rr2", "rr3"])
+def test_other_routers_are_named(mesh: Mesh, router: str) -> None:
+    """Where another daemon speaks BGP, calipy says which, and how to ask it: with a command that works there."""
+    for asked in (("bgp", "peers"), ("node", "status")):
+        done = mesh.run(router, "calipy", *asked)
+        assert done.returncode == 1
+        said = done.stdout + done.stderr
+        assert "start the node" not in said, said
+        command = said.partition("(pid ")[2].partition("): ")[2].strip()
+        answer = mesh.run(router, *shlex.split(command))
+        assert answer.returncode == 0, (command, answer)
+        assert "10.10.0.1" in answer.stdout or "Established" in answer.stdout, answer.stdout  # the session with r1
+
+
+def test_a_labs_routers_are_not_the_machines(mesh: Mesh) -> None:
+    """Routers in other network namespaces, seen in the same /proc, do not speak BGP for this host."""
+    assert other_router() == ""

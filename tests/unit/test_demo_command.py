@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,3 +63,20 @@ def test_an_error_of_ours_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(demo, "_tell", story)
     assert demo.main([]) == 1
     assert "no such thing (make one)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", [".", "containerlab", "/"])
+def test_what_it_says_to_type_can_be_typed(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands shown after --keep name this checkout's front door and the topology from where the user is."""
+    root = demo.TOPOLOGY.resolve().parents[1]
+    monkeypatch.chdir(root / where)
+    commands = [line.strip() for line in demo.look_around().splitlines() if line.startswith("  ")]
+    assert len(commands) == 3
+    for command in commands:
+        program, *words = shlex.split(command)
+        assert "/" in program, "a shell does not look in the current directory"
+        assert Path(program).resolve() == root / "run"
+        assert words[:2] == ["calipy", "lab"]
+        assert Path(words[words.index("-t") + 1]).samefile(demo.TOPOLOGY)
+    if where == ".":
+        assert commands[0] == "./run calipy lab inspect -t containerlab/mesh.clab.yml"
