@@ -112,7 +112,7 @@ class _Resync:
 
     Attributes:
         begun: its table of neighbours has come.
-        told: what UPDATEs have touched since.
+        told: what UPDATEs have touched since, of sessions that are being read back.
         ended: peers whose End-of-RIB has come: it counts when the rest of what they told is here as well.
         telling: peers whose session is so young that they may not have told everything.
     """
@@ -170,7 +170,7 @@ class Sessions:
         match event:
             case UpdateEvent(peer):
                 if (state := self._states.get(peer)) and state.up:
-                    self._update(event)
+                    self._update(event, state)
             case StateEvent(peer, "up"):
                 if (state := self._states.get(peer)) is not None:
                     self._on_up(state, now, wall)
@@ -261,8 +261,6 @@ class Sessions:
             if neighbour.seconds < SETTLED and not self._rib.has_end_of_rib(peer, state.session.family):
                 resync.telling.add(peer)
             self._rib.begin_refresh(peer, now)
-        # What came before the table is in what will be shown.
-        resync.told.clear()
 
     def settled(self, peer: IPAddress, now: float) -> bool:
         """Whether a peer has told everything: End-of-RIB seen, or, from peers without it, time enough."""
@@ -337,14 +335,16 @@ class Sessions:
         else:
             self._rib.end_of_rib(peer, family)
 
-    def _update(self, event: UpdateEvent) -> None:
+    def _update(self, event: UpdateEvent, state: SessionState) -> None:
+        if (resync := self._resyncing) is not None and not state.complete:
+            if not resync.begun:
+                return  # it will be shown; and whose it is, the table tells
+            resync.told |= {(event.peer, prefix, path_id) for prefix, path_id in event.withdrawn}
+            resync.told |= {(event.peer, route.prefix, route.path_id) for route in event.announced}
         for prefix, path_id in event.withdrawn:
             self._rib.withdraw(event.peer, prefix, path_id)
         for route in event.announced:
             self._rib.announce(event.peer, route.prefix, route.attributes, route.path_id)
-        if self._resyncing is not None:
-            self._resyncing.told |= {(event.peer, prefix, path_id) for prefix, path_id in event.withdrawn}
-            self._resyncing.told |= {(event.peer, route.prefix, route.path_id) for route in event.announced}
 
 
 def _is_another(neighbour: Neighbour, state: SessionState, now: float) -> bool:
