@@ -1,8 +1,8 @@
 """The dataplane as one thing: takes what the graph says, brings the kernel there in an order that never opens a gap.
 
 Order of one cycle: the fast path loses interfaces that have no endpoint any more; ip sets are created, grown and
-shrunk; then the rules of all tables; then tunnel devices; then sysctls and routes; then the fast path gets new
-interfaces; then sets are destroyed that no rule uses any more. On a kernel without rules the default drop for
+shrunk; then the rules of all tables; then tunnel devices; then sysctls, routes and addresses; then the fast path gets
+new interfaces; then sets are destroyed that no rule uses any more. On a kernel without rules the default drop for
 workload interfaces goes in before anything else, even before the datastore has been read; apart from that nothing is
 written until the first complete snapshot is known. Nothing is taken away when the process ends.
 """
@@ -23,6 +23,7 @@ from calipy.felix.dataplane.endpoints import Endpoints
 from calipy.felix.dataplane.groups import LinkGroups
 from calipy.felix.dataplane.hosts import HostEndpoints
 from calipy.felix.dataplane.ipsets import IPSets
+from calipy.felix.dataplane.peering import PeeringAddresses
 from calipy.felix.dataplane.tunnels import Tunnels
 from calipy.felix.delta import Difference
 from calipy.felix.known import Known
@@ -102,6 +103,7 @@ class Dataplane:
         self._groups = LinkGroups()
         self._tunnels = Tunnels(self.config, self._mtu_file)
         self._hosts = HostEndpoints(self.config)
+        self._peering = PeeringAddresses(self.config)
         self.statuses = Statuses(self._known, self._edges, self._hosts, self._rules)
         await self._build()
 
@@ -115,6 +117,7 @@ class Dataplane:
         self._groups.close()
         self._tunnels.close()
         self._hosts.close()
+        self._peering.close()
 
     def update(self, changes: Changes) -> None:
         """Note what the graph says; cheap, touches nothing. Effective with the next ``apply``."""
@@ -127,6 +130,7 @@ class Dataplane:
             return self._edges.on_route(event, now)
         of_host = self._hosts.on_event(event, now)
         of_host = self._tunnels.on_event(event, now) or of_host
+        of_host = self._peering.on_event(event) or of_host
         if not isinstance(event, LinkEvent):
             return of_host
         regrouped = self._groups.on_link(event)
@@ -137,6 +141,7 @@ class Dataplane:
         self._edges.resync()
         self._groups.resync()
         self._hosts.resync()
+        self._peering.resync()
 
     def measure(self) -> None:
         """Set the gauges of rules, sets and routes. Linear in the chains."""
@@ -198,7 +203,13 @@ class Dataplane:
     def warnings(self) -> list[str]:
         """What is not wrong in itself but will surprise."""
         ignored = [f"{name} = {value!r} is ignored: {reason}" for name, value, reason in self.config.problems]
-        return [*ignored, *self._edges.warnings, *self._hosts.warnings, *self._tunnels.warnings]
+        return [
+            *ignored,
+            *self._edges.warnings,
+            *self._hosts.warnings,
+            *self._tunnels.warnings,
+            *self._peering.warnings,
+        ]
 
     async def _take(self, changes: Changes, now: float) -> None:
         if changes.config is not None or changes.encapsulation is not None:
@@ -213,6 +224,7 @@ class Dataplane:
             endpoint = self._known.endpoints[holder] if holder else None
             self._edges.set_endpoint(interface, endpoint)
             self._groups.set_endpoint(interface, endpoint)
+            self._peering.set_endpoint(interface, endpoint)
         self._hosts.update(changes.host_endpoints)
         self._edges.update(changes.routes, changes.vteps)
         self._tunnels.update(changes.hosts, changes.vteps)
@@ -230,6 +242,7 @@ class Dataplane:
         self._edges.reconfigure(config, now)
         self._tunnels.reconfigure(config)
         self._hosts.reconfigure(config)
+        self._peering.reconfigure(config)
         try:
             await self._build()
         except KernelError:
@@ -257,6 +270,7 @@ class Dataplane:
             self._set_node_parameters()
             self._edges.recheck()
             self._hosts.resync()
+            self._peering.resync()
         elif self._upkeep.parameters_due(now):
             self._set_node_parameters()
             self._edges.check_parameters()
@@ -275,6 +289,8 @@ class Dataplane:
         report.errors += self._tunnels.problems
         report.drift += await self._edges.write(now)
         report.errors += self._edges.cluster_problems.values()
+        report.drift += self._peering.write()
+        report.errors += self._peering.problems.values()
         self._groups.admit()
         self._known.applied()
         if self._ipsets.unwanted:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Final
 
-from calipy.net import PROTO_FELIX, Family, Route
+from calipy.net import PROTO_BGP, PROTO_FELIX, Family, IPInterface, Route
 
 VXLAN_DEVICES: Final[Mapping[Family, str]] = {4: "vxlan.calico", 6: "vxlan-v6.calico"}
 """Felix's names; any interface of these names is ours."""
@@ -19,6 +19,7 @@ _SET: Final = re.compile(r"(?:cali[46]|felix-[46]|felix-masq-ipam-pools$|felix-a
 _INTERFACE: Final = re.compile(r"[A-Za-z0-9_.-]{1,15}")
 _PROTO_KERNEL: Final = 2
 _PROTO_BIRD: Final = 12
+_SCOPE_LINK: Final = 253
 _OLD_JUMP: Final = re.compile(r"(?:-j|-g|--jump|--goto) (?:cali-|califw-|calitw-|felix-)")
 
 LINK_GROUP: Final = 0x0CA1_0000
@@ -55,17 +56,26 @@ def owns_unhashed_rule(text: str) -> bool:
 
 
 def owns_route(
-    route: Route, prefixes: tuple[str, ...], *, protocol: int, remove_external: bool, ipip: bool = False
+    route: Route,
+    prefixes: tuple[str, ...],
+    *,
+    protocol: int,
+    remove_external: bool,
+    ipip: bool = False,
+    peers: Container[str] = (),
 ) -> bool:
     """Whether a route may be removed when nothing asks for it.
 
     Protocol 80 is ours alone, and so is what leads into a VXLAN device of ours (the real Felix writes those as
     ``boot``). Of the routes straight to a workload interface, those with our ``protocol`` are, or all if foreign ones
     are to be removed (RemoveExternalRoutes). With ``ipip`` routes into the IPIP device are the agent's to write, then
-    BIRD's there are left over from an older Calico. IPv6 link-local and multicast routes belong to the kernel.
+    BIRD's there are left over from an older Calico. IPv6 link-local and multicast routes belong to the kernel, those of
+    bgpd to bgpd: of what pods announce that are BGP ``peers`` (interfaces) BIRD's are let alone as well.
     """
     if route.protocol == PROTO_FELIX:
         return True
+    if route.protocol == PROTO_BGP:
+        return False
     if len(route.next_hops) != 1 or (route.dst.version == 6 and (route.dst.is_link_local or route.dst.is_multicast)):
         return False
     interface = route.next_hops[0].interface
@@ -73,7 +83,18 @@ def owns_route(
         return route.protocol != _PROTO_KERNEL
     if interface == IPIP_DEVICE:
         return ipip and route.protocol == _PROTO_BIRD
+    if route.protocol == _PROTO_BIRD and interface in peers:
+        return False
     return is_workload_interface(interface, prefixes) and (remove_external or route.protocol == protocol)
+
+
+def owns_address(address: IPInterface, scope: int) -> bool:
+    """Whether an address of a workload interface is one for BGP with the pod: a host address, for the link only.
+
+    IPv6 addresses have the scope that they say themselves; the one that each link has by itself is no host address.
+    """
+    alone = address.network.prefixlen == address.max_prefixlen
+    return alone and (address.version == 6 or scope == _SCOPE_LINK)
 
 
 def is_workload_interface(name: str, prefixes: tuple[str, ...]) -> bool:

@@ -53,7 +53,9 @@ _IFA_ADDRESS: Final = 1
 _IFA_LOCAL: Final = 2
 _IFA_BROADCAST: Final = 4
 _IFA_FLAGS: Final = 8
-_IFA_F_NODAD: Final = 2
+_IFA_F_NODAD: Final = 0x2
+_IFA_F_NOPREFIXROUTE: Final = 0x200
+_SCOPE_LINK: Final = 253
 
 _NDA_DST: Final = 1
 _NDA_LLADDR: Final = 2
@@ -270,23 +272,30 @@ class Links:
             found.append(decode_address(data, names[number]))
         return found
 
-    def add_address(self, interface: str, address: IPInterface, *, dad: bool = True) -> None:
+    def add_address(self, interface: str, address: IPInterface, *, dad: bool = True, on_link: bool = False) -> None:
         """Give an interface an address; nothing happens if it has it.
 
         Args:
             interface: name.
             address: with prefix length.
             dad: for IPv6, probe for duplicates first, which takes 1-3 s until the address is usable.
+            on_link: for this link only: IPv4 has scope link, so that nobody takes it for other destinations, and no
+                route to its prefix is made. IPv6 knows no scope but what the address itself says.
         """
-        self.add_addresses(interface, [address], dad=dad)
+        self.add_addresses(interface, [address], dad=dad, on_link=on_link)
 
-    def add_addresses(self, interface: str, addresses: Sequence[IPInterface], *, dad: bool = True) -> None:
+    def add_addresses(
+        self, interface: str, addresses: Sequence[IPInterface], *, dad: bool = True, on_link: bool = False
+    ) -> None:
         """As ``add_address``, for several in one system call."""
         index = self._netlink.index_of(interface)
         flags = netlink.NLM_F_CREATE | netlink.NLM_F_REPLACE
         self._netlink.execute_all(
             f"add address to {interface}",
-            [netlink.message(RTM_NEWADDR, flags, _address_body(index, address, dad=dad)) for address in addresses],
+            [
+                netlink.message(RTM_NEWADDR, flags, _address_body(index, address, dad=dad, on_link=on_link))
+                for address in addresses
+            ],
         )
 
     def delete_address(self, interface: str, address: IPInterface) -> bool:
@@ -434,10 +443,12 @@ def _veth_end(end: VethEnd) -> bytes:
     return body
 
 
-def _address_body(index: int, address: IPInterface, *, dad: bool) -> bytes:
+def _address_body(index: int, address: IPInterface, *, dad: bool, on_link: bool = False) -> bytes:
     flags = 0 if dad or address.version == 4 else _IFA_F_NODAD
     bits = address.network.prefixlen
-    body = _IFADDRMSG.pack(_family(address.version), bits, flags, 0, index)
+    body = _IFADDRMSG.pack(_family(address.version), bits, flags, _SCOPE_LINK if on_link else 0, index)
+    if on_link:
+        body += netlink.attribute_u32(_IFA_FLAGS, flags | _IFA_F_NOPREFIXROUTE)
     body += netlink.attribute(_IFA_LOCAL, address.ip.packed) + netlink.attribute(_IFA_ADDRESS, address.ip.packed)
     if isinstance(address, IPv4Interface) and bits < 31:
         body += netlink.attribute(_IFA_BROADCAST, address.network.broadcast_address.packed)

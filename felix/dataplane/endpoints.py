@@ -61,6 +61,7 @@ class Endpoints:
         self._table = RouteTable(self._socket)
         self._routing = Routing(config)
         self._interfaces = Interfaces(self._socket, config)
+        self._bgp_peers: set[str] = set()
         self._up: dict[str, Link] = {}
         self._actual: dict[Prefix, tuple[Route, ...]] = {}
         self._unread: set[str] = set()
@@ -92,6 +93,9 @@ class Endpoints:
         """The endpoint that has the interface now, None for none."""
         if not self._interfaces.set_endpoint(interface, endpoint):
             return
+        self._bgp_peers.discard(interface)
+        if endpoint is not None and endpoint.bgp_peer is not None:
+            self._bgp_peers.add(interface)
         if endpoint is None:
             self._routing.remove_endpoint(interface)
         else:
@@ -264,6 +268,7 @@ class Endpoints:
             protocol=config.device_route_protocol,
             remove_external=config.remove_external_routes,
             ipip="ipip" in config.cluster_routes,
+            peers=self._bgp_peers,
         )
 
     def _set_link(self, name: str, link: Link | None, now: float) -> None:

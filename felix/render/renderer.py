@@ -78,6 +78,7 @@ class Renderer:
         self._hosts: Mapping[str, HostEndpoint] = {}
         self._host_policies: set[PolicyID] = set()
         self._spoofing: dict[str, WorkloadEndpoint] = {}
+        self._peers: dict[str, tuple[str, ...]] = {}
         self._natted_pools: set[str] = set()
         self._services: tuple[str, ...] = ()
         self._marked: dict[EndpointID | str, tuple[dscp.Source, ...]] = {}
@@ -125,6 +126,7 @@ class Renderer:
         for interface in stale:
             self._render_interface(interface)
         self._render_spoofing(stale)
+        self._note_peers(stale)
         after = {interface for interface in stale if interface in offers}
         if before != after:
             self._render_dispatch(after - before, before - after)
@@ -248,6 +250,15 @@ class Renderer:
         if before != self._spoofing:
             self.tables["raw"].put(static.rpf_skip_chain(self._spoofing[name] for name in sorted(self._spoofing)))
 
+    def _note_peers(self, stale: set[str]) -> None:
+        """Whose packets to the BGP speaker are let through; rendered with the static chains."""
+        for interface in stale:
+            self._peers.pop(interface, None)
+            claims = self._claims.get(interface)
+            peer = self._endpoints[min(claims)].bgp_peer if claims else None
+            if peer is not None:
+                self._peers[interface] = static.bgp_peer(interface, peer, self._context.family)
+
     def _render_dispatch(self, added: set[str], removed: set[str]) -> None:
         for tree in self._dispatch:
             chains, gone = tree.update(added, removed)
@@ -313,6 +324,7 @@ class Renderer:
             services=bool(static.cidr_block_chain(family, config, self._services).rules),
             marked=bool(self._marked),
             fast_path=self._fast_path,
+            peers=tuple(match for _, matches in sorted(self._peers.items()) for match in matches),
         )
         if present != self._present:
             self._present = present

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from calipy.felix.config import FelixConfig
-from calipy.felix.messages import WorkloadEndpoint
+from calipy.felix.messages import LocalBGPPeer, WorkloadEndpoint
 from calipy.felix.render import dscp, encap, syntax
 from calipy.felix.render.failsafe import failsafe_chains
 from calipy.felix.render.host import FROM_HOST, FROM_HOST_FORWARD, TO_HOST, TO_HOST_FORWARD
@@ -30,6 +30,7 @@ RPF_SKIP: Final = "cali-rpf-skip"
 TableName = Literal["filter", "nat", "mangle", "raw"]
 TABLES: Final[tuple[TableName, ...]] = ("raw", "mangle", "nat", "filter")
 
+_REFUSES: Final = frozenset({"DROP", "REJECT"})
 _DNAT: Final = "--ctstate DNAT"
 _POLICED: Final = "Host endpoint policy accepted packet."
 _ICMP6_ALWAYS: Final = (130, 131, 132, 133, 135, 136)
@@ -47,6 +48,7 @@ class Present:
         services: ranges that must not be forwarded.
         marked: an endpoint whose packets are marked when they leave the cluster.
         fast_path: the kernel can match link groups, by which interfaces of endpoints are known (``felix.ownership``).
+        peers: matches of what pods send to the node that have a BGP session with it.
     """
 
     hosts: bool = False
@@ -56,6 +58,7 @@ class Present:
     services: bool = False
     marked: bool = False
     fast_path: bool = False
+    peers: tuple[str, ...] = ()
 
 
 def unknown_interface(config: FelixConfig) -> tuple[Rule, ...]:
@@ -133,6 +136,8 @@ def _filter(family: Family, config: FelixConfig, marks: Marks, present: Present)
         Rule("", syntax.jump(FROM_WORKLOAD_DISPATCH)),
         # Beyond Felix: without it pods could not answer their node where accepting means RETURN.
         *([Rule(syntax.ESTABLISHED, allow)] if config.filter_allow_action == "RETURN" else ()),
+        # Beyond Felix: a pod that a BGPPeer selects reaches the BGP speaker, as far as its own policy lets it.
+        *(Rule(peer, allow) for peer in (present.peers if config.endpoint_to_host_action in _REFUSES else ())),
         Rule("", f"--jump {config.endpoint_to_host_action}", ("Configured DefaultEndpointToHostAction",)),
     ]
     inward = [
@@ -248,6 +253,20 @@ def _raw(family: Family, config: FelixConfig, marks: Marks, present: Present) ->
             ),
         ),
         *failsafe_chains("raw", family, config),
+    )
+
+
+def bgp_peer(interface: str, peer: LocalBGPPeer, family: Family) -> tuple[str, ...]:
+    """Matches of what the pod behind an interface sends to the node's BGP speaker."""
+    return tuple(
+        syntax.joined(
+            syntax.from_interface(interface),
+            "-p tcp",
+            f"-m multiport --destination-ports {peer.port}",
+            f"--destination {address}",
+        )
+        for address in peer.addresses
+        if family_of(address) == family
     )
 
 

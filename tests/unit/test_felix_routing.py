@@ -200,6 +200,19 @@ def test_which_routes_are_ours() -> None:
     assert not ours(route("cali1", net=ipaddress.ip_network("ff00::/8")))
 
 
+def test_what_pods_announce_is_not_ours() -> None:
+    """bgpd's routes never; BIRD's on interfaces of pods that are BGP peers, and on no others."""
+
+    def ours(item: Route, *peers: str) -> bool:
+        return owns_route(item, ("cali",), protocol=3, remove_external=True, peers=peers)
+
+    assert not ours(route("cali1", protocol=82))
+    assert not ours(route("vxlan.calico", protocol=82))
+    assert not ours(route("cali1", protocol=12), "cali1")
+    assert ours(route("cali1", protocol=12), "cali2")
+    assert ours(route("cali1", protocol=4), "cali1")
+
+
 def test_routes_into_tunnels_are_ours() -> None:
     """Whatever leads into a VXLAN device but the kernel's own; BIRD's into tunl0 where IPIP routes are the agent's."""
 

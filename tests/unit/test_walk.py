@@ -16,6 +16,7 @@ from calipy.felix.messages import (
     ActiveProfile,
     Changes,
     EndpointID,
+    LocalBGPPeer,
     PolicyID,
     TierInfo,
     WorkloadEndpoint,
@@ -341,3 +342,48 @@ def test_pods_answer_their_node_where_accepting_means_return() -> None:
     answer = replace(TCP, out_interface="", conntrack="established")
     assert walk(renderer.tables, SETS, answer).accepted
     assert not walk(renderer.tables, SETS, replace(answer, conntrack="new")).accepted
+
+
+def _reaches(renderer: Renderer, pod: int, to: str = "169.254.0.179", port: int = 1790, protocol: str = "tcp") -> bool:
+    source, destination = ipaddress.ip_address(f"10.0.0.{pod}"), ipaddress.ip_address(to)
+    packet = replace(
+        TCP,
+        source=source,
+        destination=destination,
+        protocol=protocol,
+        destination_port=port,
+        in_interface=f"cali{pod}",
+        out_interface="",
+    )
+    return walk(renderer.tables, SETS, packet).accepted
+
+
+def test_a_pod_that_is_a_bgp_peer_reaches_the_speaker_and_nothing_else() -> None:
+    """With the action DROP: the peering address, TCP and port of the speaker, from its own interface, by its policy."""
+    for action in ("DROP", "REJECT", "ACCEPT"):
+        renderer = Renderer(4, FelixConfig(endpoint_to_host_action=action))  # type: ignore[arg-type]
+        peer = LocalBGPPeer("red", ("169.254.0.179", "fd12::1"), 1790)
+        profiles = {
+            "open": ActiveProfile("open", (), (messages.Rule("allow"),)),
+            "shut": ActiveProfile("shut", (), (messages.Rule("deny"),)),
+        }
+        pods = {1: ("open", peer), 2: ("open", None), 3: ("shut", peer)}
+        endpoints = [
+            WorkloadEndpoint(
+                EndpointID("k8s", f"ns/p{n}", "eth0"), f"cali{n}", "", (f"10.0.0.{n}/32",), (), (profile,), bgp_peer=one
+            )
+            for n, (profile, one) in pods.items()
+        ]
+        renderer.update(Changes(profiles=dict(profiles), endpoints={one.id: one for one in endpoints}))
+
+        assert _reaches(renderer, 1)
+        assert not _reaches(renderer, 3)
+        others = (
+            _reaches(renderer, 2),
+            _reaches(renderer, 1, port=22),
+            _reaches(renderer, 1, "10.77.1.1"),
+            _reaches(renderer, 1, protocol="udp"),
+        )
+        assert set(others) == {action == "ACCEPT"}
+        renderer.update(Changes(endpoints={endpoints[0].id: replace(endpoints[0], bgp_peer=None)}))
+        assert _reaches(renderer, 1) == (action == "ACCEPT")
