@@ -7,18 +7,25 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from calipy.containerlab import linux, nodeinit
+from calipy.containerlab import linux, nodeinit, stuck
 from calipy.containerlab.async_channel import AsyncChannel
 from calipy.containerlab.container import Spec
 from calipy.containerlab.errors import LabError
 
 NOT_FOUND = 126
 """Exit code of a command whose program is missing, as ``docker exec`` has it."""
+END_SECONDS = 30.0
+"""How long a killed node may take to be gone; it takes milliseconds unless something holds it."""
+QUIET_SECONDS = 1.0
+"""After which its caller is told what it waits for."""
 _BUFFER = 4 << 20
+
+Report = Callable[[str, str], Awaitable[None]]
+"""Told what happens: level (``info``, ``warning``, ``error``) and text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,12 +177,29 @@ class Agent:
         except OSError:
             raise LabError(f"node {self.name} is gone") from None
 
-    async def close(self) -> None:
-        """End the node: every process, then its namespaces. Returns when all of it is gone."""
+    async def close(self, report: Report | None = None, timeout: float = END_SECONDS) -> None:
+        """End the node: every process, then its namespaces. Returns when all of it is gone.
+
+        Args:
+            report: told what it waits for, if it has to.
+            timeout: seconds.
+
+        Raises:
+            LabError: something keeps the node; says what. It can be called again.
+        """
         if not self.gone.done():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-        await asyncio.shield(self.gone)
+        quiet = min(QUIET_SECONDS, timeout)
+        await asyncio.wait({self.gone}, timeout=quiet)
+        if not self.gone.done() and report is not None:
+            await report("warning", f"node {self.name} is still ending: {'; '.join(stuck.reasons(self.pid))}")
+        await asyncio.wait({self.gone}, timeout=timeout - quiet)
+        if not self.gone.done():
+            raise LabError(
+                f"node {self.name} has not ended in {timeout:g} s: {'; '.join(stuck.reasons(self.pid))}",
+                remedy="then try again",
+            )
         self._reader.cancel()
         self._channel.close()
 

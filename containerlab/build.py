@@ -7,18 +7,15 @@ healthy, exit where somebody waits for them. Nodes go in parallel, as far as the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from calipy.containerlab import stages
-from calipy.containerlab.agent import Agent, Output
+from calipy.containerlab.agent import Agent, Output, Report
 from calipy.containerlab.cabling import Cabling, RunningLink
 from calipy.containerlab.model import Link, Node, Stage, StageName, Topology
 from calipy.containerlab.running import RunningNode
 from calipy.containerlab.wiring import End
-
-Report = Callable[[str, str], Awaitable[None]]
-"""Told what happens: level (``info``, ``warning``, ``error``) and text."""
 
 _HEAD_START = 0.1
 _BRIDGE_DELAY = 0.3

@@ -132,23 +132,36 @@ class Lab:
         rows = self._call("plan", {"topology": msgspec.to_builtins(wanted)})
         return [(action, detail) for action, detail in rows]
 
-    def destroy(self, *, cleanup: bool = False, directory: str = "", nodes: Sequence[str] = ()) -> bool:
+    def destroy(
+        self,
+        *,
+        cleanup: bool = False,
+        directory: str = "",
+        nodes: Sequence[str] = (),
+        report: Report | None = None,
+        timeout: float = 30.0,
+    ) -> bool:
         """Take the lab away; nothing happens if it does not run. Remains of a killed one are removed, too.
 
         Args:
             cleanup: remove the lab directory.
             directory: the lab directory, where a lab that does not run cannot tell it.
             nodes: only these nodes.
+            report: told about nodes that do not end within a second, and what keeps them.
+            timeout: how many seconds nodes may take to end.
 
         Returns:
             Whether it ran, or a killed one had left something.
+
+        Raises:
+            LabError: something keeps a node; names it. The rest is gone, and destroying can be tried again.
         """
         state = self._entry.read()
         directory = directory or state.get("lab_directory", "")
         ran = self._entry.runs
         if ran:
             try:
-                self._call("destroy", {"nodes": list(nodes)})
+                self._call("destroy", {"nodes": list(nodes), "timeout": timeout}, report=report)
             except SupervisorGoneError:
                 client.await_end(self._entry)  # killed a moment ago: what it left goes like any killed one's
         left = registry.clean(self._entry)

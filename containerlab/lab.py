@@ -23,8 +23,8 @@ from calipy.containerlab import (
     resolver,
     wiring,
 )
-from calipy.containerlab.agent import Agent
-from calipy.containerlab.build import Build, Report
+from calipy.containerlab.agent import END_SECONDS, Agent, Report
+from calipy.containerlab.build import Build
 from calipy.containerlab.cabling import Cabling
 from calipy.containerlab.errors import LabError
 from calipy.containerlab.images import Profile
@@ -355,41 +355,57 @@ class Lab:
             cpus=tuple(sorted(cpu_set(node.cpu_set) & os.sched_getaffinity(0))) if node.cpu_set else (),
         )
 
-    async def _remove_node(self, name: str) -> None:
+    async def _remove_node(self, name: str, report: Report | None = None, timeout: float = END_SECONDS) -> None:
         old = self.deployed.nodes.get(name)
         if old is not None and old.kind == "bridge":
             self.cabling.remove_bridge(old)
-        if running := self.nodes.pop(name, None):
+        if running := self.nodes.get(name):
             self.cabling.remove_of(name)
-            await self._end(running)
+            await self._end(running, report, timeout)
+            self.nodes.pop(name, None)
 
-    async def _end(self, running: RunningNode) -> None:
+    async def _end(self, running: RunningNode, report: Report | None = None, timeout: float = END_SECONDS) -> None:
         if running.netns_target:
             registry.unlink_netns(running.node.long_name, running.netns_target)
         if running.port and not self._ending:
             with contextlib.suppress(CalipyError):
                 self._host.links.delete_link(running.port)
-        await running.end()
+        await running.end(report, timeout)
 
     # --- destroy
 
-    async def destroy_nodes(self, names: Iterable[str]) -> None:
-        """Take a part of the lab away."""
+    async def destroy_nodes(
+        self, names: Iterable[str], report: Report | None = None, timeout: float = END_SECONDS
+    ) -> None:
+        """Take a part of the lab away; as ``destroy``."""
         for name in names:
-            await self._remove_node(name)
+            await self._remove_node(name, report, timeout)
             self._addresses.pop(name, None)
         self._record(self.deployed)
 
-    async def destroy(self) -> None:
-        """Take the lab away: afterwards nothing of it exists but its directory."""
+    async def destroy(self, report: Report | None = None, timeout: float = END_SECONDS) -> None:
+        """Take the lab away: afterwards nothing of it exists but its directory.
+
+        Args:
+            report: told about nodes that something keeps from ending.
+            timeout: how many seconds they get.
+
+        Raises:
+            LabError: nodes that have not ended; they stay in the lab, which can be destroyed again.
+        """
         # A namespace of the lab's own goes with all its interfaces; deleting them one by one costs 10 ms each.
         self._ending = not self.on_machine
         if self.on_machine:
             self.cabling.remove_from_host()
-        nodes, self.nodes = self.nodes, {}
-        await asyncio.gather(*(self._end(running) for running in nodes.values()))
+        ending = (self._end_one(running, report, timeout) for running in tuple(self.nodes.values()))
+        try:
+            held = [reason for reason in await asyncio.gather(*ending) if reason]
+        finally:
+            self._ending = False
+        if held:
+            raise LabError("; ".join(held), remedy=f"then calipy lab destroy --name {self.name}")
         if self._host_agent is not None:
-            await self._host_agent.close()
+            await self._host_agent.close(report, timeout)
         if self._resolver is not None:
             self._resolver.close()
         if self.on_machine and self.cabling.bridge:
@@ -400,6 +416,15 @@ class Lab:
         self._host_agent, self._resolver, self._directory_fd = None, None, -1
         self._etcd_endpoint = ""
         self.topology = None
+
+    async def _end_one(self, running: RunningNode, report: Report | None, timeout: float) -> str:
+        """End a node and forget it. Returns what keeps it, or ""; a node that is kept stays known."""
+        try:
+            await self._end(running, report, timeout)
+        except LabError as error:
+            return str(error.args[0])
+        del self.nodes[running.node.name]
+        return ""
 
     # --- views
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calipy.containerlab import wiring
-from calipy.containerlab.agent import Agent
+from calipy.containerlab.agent import END_SECONDS, Agent, Report
 from calipy.containerlab.errors import LabError
 from calipy.containerlab.images import Profile
 from calipy.containerlab.management import Addresses
@@ -129,12 +129,12 @@ class RunningNode:
                     links.delete_address(link.name, address.address)
                 links.set_down(link.name)
 
-    async def end(self) -> None:
-        """Take the node away: afterwards no process, mount or namespace of it exists."""
+    async def end(self, report: Report | None = None, timeout: float = END_SECONDS) -> None:
+        """Take the node away: afterwards no process, mount or namespace of it exists. As ``Agent.close``."""
         if self._watcher is not None:
             self._watcher.cancel()
         if self.agent is not None:
-            await self.agent.close()
+            await self.agent.close(report, timeout)
         if self.namespace is not None and self.owns_namespace:
             self.namespace.close()
         self.namespace = None

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 
 from calipy.containerlab import linux, registry
+from calipy.containerlab.agent import END_SECONDS
 from calipy.containerlab.async_channel import AsyncChannel
 from calipy.containerlab.container import BuildError, write_sysctls
 from calipy.containerlab.errors import LabError
@@ -150,15 +151,19 @@ class Supervisor:
         """What a deploy would do."""
         return self.lab.preview(msgspec.convert(params["topology"], Topology)).rows()
 
-    async def do_destroy(self, _channel: AsyncChannel, params: dict[str, Any], _fds: Sequence[int]) -> dict[str, Any]:
+    async def do_destroy(self, channel: AsyncChannel, params: dict[str, Any], _fds: Sequence[int]) -> dict[str, Any]:
         """Take the lab, or the nodes named, away."""
-        names = params.get("nodes") or []
+        names, timeout = params.get("nodes") or [], float(params.get("timeout", END_SECONDS))
+
+        async def report(level: str, text: str) -> None:
+            await channel.send({"log": [level, text]})
+
         async with self.changing:
             if names:
-                await self.lab.destroy_nodes(names)
+                await self.lab.destroy_nodes(names, report, timeout)
                 if self.lab.nodes:
                     return {"left": sorted(self.lab.nodes)}
-            await self.lab.destroy()
+            await self.lab.destroy(report, timeout)
         return {"left": []}
 
     async def do_inspect(self, _channel: AsyncChannel, _params: dict[str, Any], _fds: Sequence[int]) -> dict[str, Any]:

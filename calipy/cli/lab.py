@@ -98,7 +98,7 @@ def _deploy(
         print(outputs.plan_table(rows), end="")
         return
     if reconfigure:
-        lab.destroy(cleanup=True, directory=wanted.lab_directory)
+        lab.destroy(cleanup=True, directory=wanted.lab_directory, report=shared.say)
     shared.say("info", f"deploying lab {wanted.name} from {wanted.file}")
     containers = lab.apply(
         wanted,
@@ -164,11 +164,11 @@ def destroy(shared: Shared, /, every: bool, yes: bool, cleanup: bool, node_filte
             click.confirm(f"Destroy {', '.join(lab.name for lab in labs)}?", abort=True, err=True)
         for lab in labs:
             shared.say("info", f"destroying lab {lab.name}")
-            lab.destroy(cleanup=cleanup)
+            lab.destroy(cleanup=cleanup, report=shared.say)
         return
     if shared.name and not shared.topo:
         lab = driver.Lab(shared.name)
-        if not lab.destroy(cleanup=cleanup, nodes=node_filter):
+        if not lab.destroy(cleanup=cleanup, nodes=node_filter, report=shared.say):
             raise click.ClickException(f"lab {shared.name} does not run")
         return
     wanted = read(shared, loose=True)
@@ -189,7 +189,7 @@ def destroy(shared: Shared, /, every: bool, yes: bool, cleanup: bool, node_filte
                     inventories.remove_directory(wanted.lab_directory)
                 return
             names = mine
-    if not lab.destroy(cleanup=cleanup, directory=wanted.lab_directory, nodes=names):
+    if not lab.destroy(cleanup=cleanup, directory=wanted.lab_directory, nodes=names, report=shared.say):
         shared.say("info", f"lab {wanted.name} does not run")
 
 
@@ -209,7 +209,7 @@ def redeploy(ctx: click.Context, shared: Shared, cleanup: bool, form: str) -> No
     from calipy.containerlab import driver  # noqa: PLC0415 - start-up time
 
     wanted = read(shared)
-    driver.Lab(wanted.name).destroy(cleanup=cleanup, directory=wanted.lab_directory)
+    driver.Lab(wanted.name).destroy(cleanup=cleanup, directory=wanted.lab_directory, report=shared.say)
     flags: dict[str, Any] = {p.name or "": p.get_default(ctx) for p in deploy.params if p.expose_value}
     flags |= {"node_filter": [], "form": form}
     _deploy(shared, **flags)

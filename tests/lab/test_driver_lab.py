@@ -502,3 +502,30 @@ def test_topologies_are_found_as_containerlab_finds_them(tmp_path: Path) -> None
         reading.find_topology(tmp_path)
     with pytest.raises(TopologyError, match="nosuch"):
         reading.find_topology(tmp_path / "nosuch")
+
+
+def test_what_keeps_a_node_from_ending_is_told(make: Make) -> None:
+    """A PID namespace that cannot end: progress after a second, then an error that names the process and the remedy."""
+    lab = Lab.deploy(make(PAIR), strict=True)
+    first = next(node["pid"] for node in lab.containers() if node["node"] == "a")
+    inside = ["nsenter", "--target", str(first), "--pid", "sh", "-c", "echo in; exec sleep 1000"]
+    with subprocess.Popen(inside, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "in\n"
+            holder.send_signal(signal.SIGSTOP)  # it does not collect what it has started
+            told: list[str] = []
+            with pytest.raises(LabError) as caught:
+                lab.destroy(report=lambda _level, text: told.append(text), timeout=1.5)
+            assert len(told) == 1
+            assert told[0].startswith("node a is still ending: process ")
+            assert f"process {holder.pid} (nsenter) does not collect it" in str(caught.value)
+            assert f"kill -KILL {holder.pid}" in str(caught.value)
+            assert f"calipy lab destroy --name {lab.name}" in str(caught.value)
+            assert [node["node"] for node in lab.containers()] == ["a"], (
+                "the rest is gone, and the lab can be destroyed"
+            )
+        finally:
+            holder.kill()
+    assert lab.destroy(cleanup=True)
+    assert not lab.runs
