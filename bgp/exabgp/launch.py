@@ -1,10 +1,13 @@
-"""Starts ExaBGP 5.0 with five things mended that cost a router dear.
+"""Starts ExaBGP 5.0 with six things mended that cost a router dear.
 
 * It polls its descriptors with a timeout of ``reactor.speed`` x 10 ms, then gives every peer a turn. A descriptor whose
   session has ended stays registered: from then on every poll returns at once, and ExaBGP sleeps the timeout without
-  listening, until the number has an owner again. Commands that take more than 50 steps, and connections on the
-  listening sockets, wait for the timeout as well. With ``Poller`` the timeout only says how often an idle ExaBGP looks
-  round, so that it can be long.
+  listening, until the number has an owner again. What commands of more than 50 steps have to say, and connections on
+  the listening sockets, wait for the timeout as well. With ``Poller`` the timeout only matters to sessions that are
+  not established yet.
+* It gives each peer a turn whenever it wakes, and for each message of a peer one to all the others: with a hundred
+  peers a millisecond each time. With ``Turns`` an established session has one when there is something to do on it, and
+  otherwise twice a second for its timers.
 * It waits ever longer, up to a minute, between attempts to reach a peer; nothing shortens that when the peer is back.
   With ``RETRY_LONGEST`` it is Calico's time, and a SYN that nobody answers is repeated no longer than that either.
 * It does not check the TTL of sessions that the peer has dialed (``incoming-ttl``, RFC 5082).
@@ -19,9 +22,11 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import time
 from typing import Any, Final
 
 from exabgp.application.main import main
+from exabgp.bgp.fsm import FSM
 from exabgp.reactor import listener
 from exabgp.reactor.asynchronous import ASYNC
 from exabgp.reactor.delay import Delay
@@ -34,10 +39,69 @@ RETRY_LONGEST: Final = 5
 SYN_RETRIES: Final = 2
 """A connection is given up, and a new one begun, after 1 + 2 + 4 s without an answer."""
 READABLE: Final = select.POLLIN | select.POLLPRI
+TURN_SECONDS: Final = 0.5
+"""Between two turns of a session on which nothing happens; ExaBGP's timers count whole seconds."""
+CALM_MS: Final = 250
+"""Longest wait for events while every session is established."""
+
+
+class Turns:
+    """Which peers have a turn. What wakes a session: its socket, something to send, a change of its configuration.
+
+    Attributes:
+        woken: descriptors on which something had happened at the last poll.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._peers: dict[str, Any] = reactor._peers  # noqa: SLF001 - what this file is for
+        self.woken: frozenset[int] = frozenset()
+        self._hurried = True
+        self._had: dict[str, int] = {}  # period of the last turn of each
+        self._last: set[str] = set()  # who had one in the last round
+
+    def choose(self, active: set[str], now: float) -> set[str]:
+        """Those of the active peers that have a turn now. O(peers), a microsecond each."""
+        chosen: set[str] = set()
+        had: dict[str, int] = {}
+        for name in active:
+            peer = self._peers[name]
+            # Turns for timers are spread over the time, so that they do not come all at once.
+            had[name] = period = int(now / TURN_SECONDS + hash(name) % 64 / 64)
+            if self._had.get(name) != period or self._awake(name, peer):
+                chosen.add(name)
+        self._had, self._last = had, chosen
+        return chosen
+
+    def _awake(self, name: str, peer: Any) -> bool:
+        neighbor = peer.neighbor
+        return bool(
+            peer.fsm != FSM.ESTABLISHED
+            or (self._hurried and name in self._last)
+            or neighbor.rib.outgoing.pending()
+            or (self.woken and peer.socket() in self.woken)
+            or neighbor.eor
+            or neighbor.refresh
+            or neighbor.messages
+            or peer._teardown  # noqa: SLF001 - what this file is for
+            or peer._neighbor  # noqa: SLF001 - likewise
+        )
+
+    def patience(self, timeout: float, *, worked: bool) -> float:
+        """How long the reactor may wait for events, in milliseconds, where it would have waited for ``timeout``.
+
+        Args:
+            timeout: 0 if a peer that had a turn has more to do.
+            worked: whether this round has worked on commands: what they lead to must not wait.
+        """
+        self._hurried = not timeout
+        if worked or not timeout:
+            return 0
+        established = all(self._peers[name].fsm == FSM.ESTABLISHED for name in self._last if name in self._peers)
+        return CALM_MS if established else timeout
 
 
 class Poller:
-    """``select.poll`` for a reactor, which registers the sockets of its peers again in each turn."""
+    """``select.poll`` for a reactor, which registers the sockets of peers again when they have had a turn."""
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
@@ -54,11 +118,11 @@ class Poller:
             self._poll.unregister(descriptor)
 
     def poll(self, timeout: float) -> list[tuple[int, int]]:
-        """What can be read; ``timeout`` in milliseconds, none while commands are unfinished."""
+        """What can be read; ``timeout`` in milliseconds, as the reactor would have it."""
         self._listen()
-        if not self._reactor.asynchronous.ready():
-            timeout = 0
-        ready = self._poll.poll(timeout)
+        turns = self._reactor.turns
+        ready = self._poll.poll(turns.patience(timeout, worked=self._reactor.asynchronous.worked))
+        turns.woken = frozenset([descriptor for descriptor, _ in ready])
         for descriptor, event in ready:
             # Whoever still has it registers it again; if nobody does, it must not wake us for ever.
             if not event & READABLE:
@@ -88,8 +152,9 @@ def run_without_loop(asynchronous: Any) -> bool:
 
 def mend() -> None:
     """Replace the functions in question, in this process."""
-    initialise, run, increase, accepted, setup = (
+    initialise, active, run, increase, accepted, setup = (
         Reactor.__init__,
+        Reactor.active_peers,
         ASYNC.run,
         Delay.increase,
         listener.set_accepted_ttl,
@@ -99,9 +164,14 @@ def mend() -> None:
     def with_poller(reactor: Any, configuration: Any) -> None:
         initialise(reactor, configuration)
         reactor._poller = Poller(reactor)  # noqa: SLF001 - likewise
+        reactor.turns = Turns(reactor)
+
+    def chosen(reactor: Any) -> set[str]:
+        return set(reactor.turns.choose(active(reactor), time.time()))
 
     def directly(asynchronous: Any) -> Any:
         queue = asynchronous._async  # noqa: SLF001 - likewise
+        asynchronous.worked = bool(queue)
         if any(asynchronous._is_coroutine(callback) for _, callback in queue):  # noqa: SLF001 - likewise
             return run(asynchronous)
         return run_without_loop(asynchronous) if queue else False
@@ -123,6 +193,7 @@ def mend() -> None:
         return problem
 
     Reactor.__init__ = with_poller
+    Reactor.active_peers = chosen
     ASYNC.run = directly
     Delay.increase = bounded
     listener.set_accepted_ttl = checked

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from exabgp.bgp.fsm import FSM
 from exabgp.reactor.asynchronous import ASYNC
 
 from calipy.bgp.exabgp import launch
-from calipy.bgp.exabgp.launch import Poller
+from calipy.bgp.exabgp.launch import Poller, Turns
 
 EVENTS = select.POLLIN | select.POLLPRI | select.POLLHUP | select.POLLNVAL | select.POLLERR
 
@@ -26,12 +27,13 @@ class Lab:
     def __init__(self) -> None:
         self.api, self.api_far = os.pipe()
         self.server = socket.create_server(("127.0.0.1", 0))
-        self.idle = True
         self.reactor = SimpleNamespace(
-            asynchronous=SimpleNamespace(ready=lambda: self.idle),
+            _peers={},
+            asynchronous=SimpleNamespace(worked=False),
             listener=SimpleNamespace(_sockets={self.server: ("127.0.0.1", 0, "", None)}),
             processes=SimpleNamespace(fds=[self.api]),
         )
+        self.reactor.turns = Turns(self.reactor)
         self.poller = Poller(self.reactor)
         self.poller.register(self.api, EVENTS)
 
@@ -79,13 +81,87 @@ def test_what_can_be_read_is_reported_until_it_is_read(lab: Lab) -> None:
     theirs.close()
 
 
-def test_connections_and_unfinished_commands_end_the_wait(lab: Lab) -> None:
-    """A poll without end returns for a connection, which it does not report, and while commands are unfinished."""
+def test_connections_and_commands_end_the_wait(lab: Lab) -> None:
+    """A poll without end returns for a connection, which it does not report, and after commands have been worked on."""
+    lab.reactor._peers["unconnected"] = peer(fsm=FSM.IDLE)
+    lab.reactor.turns.choose({"unconnected"}, 0.0)
     with socket.create_connection(lab.server.getsockname()):
         assert lab.poller.poll(60_000) == []
         lab.server.accept()[0].close()
-    lab.idle = False
+    lab.reactor.asynchronous.worked = True
     assert lab.poller.poll(60_000) == []
+
+
+def peer(fsm: object = FSM.ESTABLISHED, descriptor: int = -1, **changes: object) -> SimpleNamespace:
+    """A peer of the reactor."""
+    outgoing = SimpleNamespace(pending=lambda: bool(changes.get("pending")))
+    neighbor = {name: changes.get(name, ()) for name in ("eor", "refresh", "messages")}
+    return SimpleNamespace(
+        fsm=fsm,
+        socket=lambda: descriptor,
+        neighbor=SimpleNamespace(rib=SimpleNamespace(outgoing=outgoing), **neighbor),
+        _teardown=changes.get("teardown"),
+        _neighbor=changes.get("reconfigured"),
+    )
+
+
+class Round:
+    """A reactor with two established sessions, both of which have had a turn and want no other."""
+
+    def __init__(self) -> None:
+        self.peers = {"a": peer(descriptor=7), "b": peer(descriptor=8)}
+        self.turns = Turns(SimpleNamespace(_peers=self.peers))
+        assert self.choose() == {"a", "b"}
+        assert self.turns.patience(25, worked=False) == launch.CALM_MS
+        assert self.choose() == set()
+
+    def choose(self, now: float = 0.0) -> set[str]:
+        """Who has a turn."""
+        return self.turns.choose(set(self.peers), now)
+
+
+def test_an_established_session_rests_until_something_happens() -> None:
+    """On its socket, or in the course of time; its neighbour rests on."""
+    reactor = Round()
+    reactor.turns.woken = frozenset({8})
+    assert reactor.choose() == {"b"}
+    reactor.turns.woken = frozenset()
+    assert reactor.choose() == set()
+    had = [reactor.choose(step / 10) for step in range(1, 51)]
+    assert [sum(name in chosen for chosen in had) for name in reactor.peers] == [10, 10]
+
+
+@pytest.mark.parametrize("what", ["pending", "eor", "refresh", "messages", "teardown", "reconfigured"])
+def test_what_is_to_be_done_on_a_session_gives_it_a_turn(what: str) -> None:
+    """Routes, markers and messages to send, a teardown, another configuration: in the next round."""
+    reactor = Round()
+    reactor.peers["a"] = peer(**{what: [1]})
+    assert reactor.choose() == {"a"}
+
+
+def test_who_has_more_to_do_has_another_turn() -> None:
+    """The reactor does not wait after a turn that was not the last: who had it has one again, the others do not."""
+    reactor = Round()
+    reactor.turns.woken = frozenset({7})
+    assert reactor.choose() == {"a"}
+    reactor.turns.woken = frozenset()
+    for _ in range(3):
+        assert reactor.turns.patience(0, worked=False) == 0
+        assert reactor.choose() == {"a"}
+    assert reactor.turns.patience(25, worked=False) == launch.CALM_MS
+    assert reactor.choose() == set()
+
+
+def test_sessions_that_are_not_established_have_every_turn() -> None:
+    """While one connects the reactor looks as often as it wants to; also when it was lost in the very last turn."""
+    reactor = Round()
+    reactor.peers["a"] = peer(fsm=FSM.OPENSENT)
+    assert reactor.choose() == {"a"}
+    assert reactor.turns.patience(25, worked=False) == 25
+    reactor.peers["a"] = peer(pending=True)
+    assert reactor.choose() == {"a"}
+    reactor.peers["a"].fsm = FSM.IDLE
+    assert reactor.turns.patience(25, worked=False) == 25
 
 
 def test_attempts_to_reach_a_peer_do_not_become_rare() -> None:
