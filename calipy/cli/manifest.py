@@ -15,7 +15,7 @@ import yaml
 from msgspec.structs import replace
 
 from calipy.datastore import codec, gojson
-from calipy.datastore.kinds.meta import API_VERSION, ObjectMeta, Resource
+from calipy.datastore.kinds.meta import API_VERSION, NoStatus, ObjectMeta, Resource
 from calipy.datastore.resources import KINDS
 from calipy.errors import InvalidInputError
 
@@ -52,7 +52,7 @@ for _tag, _pattern, _first in (
     ("bool", r"(true|True|TRUE|false|False|FALSE|y|Y|yes|Yes|YES|n|N|no|No|NO|on|On|ON|off|Off|OFF)", "tTfFyYnNoO"),
     ("null", r"(~|null|Null|NULL|)", "~nN\0"),
     ("int", r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0o?[0-7_]+|0b[01_]+)", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?(\.[0-9][0-9_]*|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?", "-+.0123456789"),
 ):
     _Loader.add_implicit_resolver(
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), [*_first, ""] if _tag == "null" else list(_first)
@@ -149,6 +149,10 @@ def _resource(document: Any, namespace: str) -> Resource[Any, Any]:
     resource = codec.read_document(document, kind)
     for path in gojson.unknown_members(resource):
         raise InvalidInputError(f"{path}: no such field", remedy=f"check its spelling and place; {kind} has none of it")
+    if wanted.status is NoStatus and "status" in document:
+        raise InvalidInputError("status: no such field", remedy=f"remove it; {kind} has none")
+    for path in gojson.missing_members(wanted.spec, document.get("spec"), "spec"):
+        raise InvalidInputError("must be given", field=path, value=None)
     refuse_copied(kind, resource.metadata.name)
     return replace(resource, metadata=_placed(resource.metadata, wanted.namespaced, namespace, kind))
 

@@ -109,19 +109,26 @@ def _tier(name: str, spec: TierSpec) -> TierSpec:
 def fill_pool(spec: IPPoolSpec) -> IPPoolSpec:
     """A pool in which old writers left out fields has their defaults, for every reader too."""
     try:
-        cidr = canonical_cidr(spec.cidr) if "/" in spec.cidr and ipaddress.ip_network(spec.cidr) else spec.cidr
+        cidr = canonical_cidr(_unmapped(spec.cidr)) if "/" in spec.cidr else spec.cidr
     except ValueError:
         cidr = spec.cidr  # the check that follows says what is wrong with it
     return replace(
         spec,
         cidr=cidr,
-        block_size=spec.block_size or (122 if ":" in spec.cidr else 26),
+        block_size=spec.block_size or (122 if ":" in cidr else 26),
         ipip_mode=spec.ipip_mode or "Never",
         vxlan_mode=spec.vxlan_mode or "Never",
         node_selector=spec.node_selector or "all()",
         allowed_uses=spec.allowed_uses or ("Workload", "Tunnel"),
         assignment_mode="Automatic" if spec.assignment_mode is None else spec.assignment_mode,
     )
+
+
+def _unmapped(cidr: str) -> str:
+    """Go writes a prefix of IPv4-mapped addresses as the IPv4 prefix that it is."""
+    network = ipaddress.ip_network(cidr)
+    mapped = network.network_address.ipv4_mapped if isinstance(network, ipaddress.IPv6Network) else None
+    return cidr if mapped is None or network.prefixlen < 96 else f"{mapped}/{network.prefixlen - 96}"
 
 
 def _bgp_configuration(spec: BGPConfigurationSpec) -> BGPConfigurationSpec:

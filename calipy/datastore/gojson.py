@@ -12,6 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any, TypeVar, Union, cast
 
@@ -19,7 +20,7 @@ import msgspec
 
 from calipy.datastore import goscalars as scalars
 from calipy.datastore.goscalars import Reader
-from calipy.datastore.kinds.base import Always, Bits, Form, GoStruct, OmitZero
+from calipy.datastore.kinds.base import Always, Bits, Form, Given, GoStruct, OmitZero
 from calipy.errors import InvalidInputError
 
 T = TypeVar("T")
@@ -123,8 +124,8 @@ def read(struct: type[T], value: Any, path: str = "") -> T:
 def texts_from_scalars(struct: type[GoStruct], value: Any) -> Any:
     """Parsed YAML with numbers and booleans as texts wherever the struct wants a text.
 
-    People write ``version: 5`` in files; calicoctl's YAML reader takes it as ``"5"`` (ghodss/yaml), stored JSON is not
-    treated so.
+    People write ``version: 5`` in files; calicoctl's YAML reader takes it as ``"5"``, and ``80.0`` as ``80``
+    (sigs.k8s.io/yaml). Stored JSON is not treated so.
     """
     if not isinstance(value, dict):
         return value
@@ -142,9 +143,7 @@ def _is_plain(marks: tuple[Any, ...]) -> bool:
 
 def _texts(base: Any, value: Any, *, plain: bool = True) -> Any:
     if base is str and plain and isinstance(value, bool | int | float):
-        return (
-            str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-        )
+        return scalars.print_float(value) if isinstance(value, float) else str(value).lower()
     if isinstance(value, dict) and isinstance(_origin(base), type) and issubclass(_origin(base), GoStruct):
         return texts_from_scalars(base, value)
     if isinstance(value, list) and typing.get_origin(base) is tuple:
@@ -152,7 +151,7 @@ def _texts(base: Any, value: Any, *, plain: bool = True) -> Any:
         return [_texts(item, entry, plain=_is_plain(marks)) for entry in value]
     if isinstance(value, dict) and typing.get_origin(base) is dict:
         return {name: _texts(typing.get_args(base)[1], entry) for name, entry in value.items()}
-    return value
+    return _write_float(value) if isinstance(value, float) else value
 
 
 def without_unknown(value: T) -> T:
@@ -177,6 +176,21 @@ def unknown_members(value: Any, path: str = "") -> Iterable[str]:
     elif isinstance(value, tuple):
         for index, item in enumerate(value):
             yield from unknown_members(item, f"{path}[{index}]")
+
+
+def missing_members(struct: type[GoStruct], value: Any, path: str = "") -> Iterable[str]:
+    """Paths of all members marked ``Given`` that parsed JSON, as written by a user, lacks."""
+    if not isinstance(value, dict):
+        return
+    given = {str(name).casefold(): item for name, item in value.items()}
+    for member in members(struct):
+        item, where = given.get(member.name.casefold()), _join(path, member.name)
+        if item is None and any(isinstance(mark, Given) for mark in member.marks):
+            yield where
+        inner = typing.get_args(member.type)[0] if typing.get_origin(member.type) is tuple else member.type
+        if isinstance(_origin(inner), type) and issubclass(_origin(inner), GoStruct):
+            for index, entry in enumerate(item if isinstance(item, list) else [item]):
+                yield from missing_members(inner, entry, f"{where}[{index}]" if isinstance(item, list) else where)
 
 
 def _join(path: str, name: str) -> str:
@@ -271,8 +285,8 @@ def write(value: Any) -> Any:
 
 
 def _write_float(value: float) -> float | int:
-    """Go prints a whole number without a point, and takes the exponent form from 1e21 on."""
-    return int(value) if value.is_integer() and abs(value) < 1e21 else value
+    """Go prints a whole number without a point, in as many digits as it needs; from 1e21 on with an exponent."""
+    return int(Decimal(repr(value))) if value.is_integer() and abs(value) < 1e21 else value
 
 
 def _write_struct(struct: GoStruct) -> dict[str, Any]:

@@ -6,8 +6,10 @@ All raise ``InvalidInputError`` naming the field and the value.
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any, TypeAlias
 
 from calipy.datastore import durations
@@ -53,6 +55,18 @@ def number(value: Any, path: str) -> float:
         return float(value)
     except OverflowError:
         raise InvalidInputError("is too big", field=path, value=value) from None
+
+
+def print_float(value: float) -> str:
+    """Go's shortest print of a number (``%g``): ``5``, ``0.5``, ``1.2345675e+06``."""
+    if math.isinf(value) or math.isnan(value):
+        return "NaN" if math.isnan(value) else f"{value:+.0f}".replace("inf", "Inf")
+    sign, digits, _ = Decimal(repr(value)).normalize().as_tuple()
+    exponent = Decimal(repr(value)).adjusted() if value else 0
+    if -4 <= exponent < 6:
+        return f"{Decimal(repr(value)).normalize():f}"
+    tail = "".join(map(str, digits[1:]))
+    return f"{'-' * sign}{digits[0]}{'.' * bool(tail)}{tail}e{exponent:+03d}"
 
 
 def integer_or_text(value: Any, path: str) -> int | str:

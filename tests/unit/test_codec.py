@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from calipy.datastore import codec, defaults, gojson, validation
 from calipy.datastore.keys import ResourceKey
 from calipy.datastore.kinds.base import Bits, Form, GoStruct
+from calipy.datastore.kinds.policy import TierSpec
 from calipy.datastore.policynames import ANNOTATION, NAMED_POLICIES
 from calipy.datastore.resources import KINDS
 from calipy.errors import InvalidInputError, UndecodableError
@@ -230,6 +231,12 @@ def test_policy_name_travels_in_the_annotation() -> None:
     policy = codec.decode_resource(KEY, text.encode(), 1)
     assert (policy.metadata.name, policy.metadata.annotations) == ("p", {"a": "b"})
     assert json.loads(codec.encode(policy))["metadata"]["annotations"][ANNOTATION] == '{"name":"p"}'
+
+
+def test_whole_floats_are_written_as_go_prints_them() -> None:
+    """As many digits as tell the number apart, then zeros."""
+    tier = codec.new("Tier", "one", TierSpec(order=2.0**63))
+    assert b'"order":9223372036854776000' in codec.encode(tier)
 
 
 def test_large_integers_stay_exact() -> None:

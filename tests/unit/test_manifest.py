@@ -34,14 +34,18 @@ kind: FelixConfiguration
 metadata:
   name: default
   creationTimestamp: 2026-08-01T10:00:00Z
-  annotations: {version: 5, on-time: true, short: n}
+  annotations: {version: 5, on-time: true, short: n, whole: 5.0, part: 1_0.25, big: 1234567.5}
 spec:
   kubeNodePortRanges: [10:20, 8080]
+  vxlanPort: 4.789e3
   ipv6Support: no
 """
     (felix,) = manifest.read(text)
     assert felix.metadata.creation_timestamp == "2026-08-01T10:00:00Z"
-    assert felix.metadata.annotations == {"version": "5", "on-time": "true", "short": "false"}
+    assert felix.metadata.annotations == {
+        "version": "5", "on-time": "true", "short": "false", "whole": "5", "part": "10.25", "big": "1.2345675e+06",
+    }  # fmt: skip
+    assert felix.spec.vxlan_port == 4789
     assert felix.spec.kube_node_port_ranges == ("10:20", 8080)
     assert felix.spec.ipv6_support is False
 
@@ -64,6 +68,13 @@ def test_texts_survive_being_written_and_read_as_yaml(value: str) -> None:
         ("apiVersion: projectcalico.org/v3\nkind: Nonsense", "no such kind"),
         (SET.format(name="a") + "  future: 1\n", r"spec\.future"),
         (SET.format(name="a") + "spec: {}\n", "stands twice"),
+        (SET.format(name="a") + "status: {}\n", "status: no such field"),
+        (
+            SET.format(name="a")
+            .replace("GlobalNetworkSet", "CalicoNodeStatus")
+            .replace("nets: [10.0.0.0/8]", "node: a"),
+            "classes",
+        ),
         ('{"kind": "Tier", "kind": "Tier"}', "stands twice"),
         (SET.format(name="a\n  namespace: x"), r"metadata\.namespace"),
         (SET.format(name="a") + "---\n[1]\n", "must be an object"),

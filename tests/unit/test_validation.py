@@ -9,11 +9,16 @@ import pytest
 from calipy.datastore import codec, defaults, validation
 from calipy.errors import InvalidInputError
 
+POD: dict[str, Any] = {
+    "orchestrator": "k8s", "node": "n", "pod": "p", "endpoint": "eth0", "interfaceName": "cali1",
+}  # fmt: skip
+"""The name of this endpoint follows from it."""
+
 
 def check(kind: str, spec: dict[str, Any], **metadata: Any) -> None:
     """Fill and check a document."""
     namespace = {"namespace": "ns"} if kind in {"NetworkPolicy", "WorkloadEndpoint"} else {}
-    name = "default" if kind.endswith("Configuration") else "one"
+    name = {"WorkloadEndpoint": "n-k8s-p-eth0"}.get(kind, "default" if kind.endswith("Configuration") else "one")
     document = {
         "kind": kind,
         "apiVersion": "projectcalico.org/v3",
@@ -47,6 +52,25 @@ REFUSED = [
     ("Tier", {"defaultAction": "Allow"}, "spec.defaultAction"),
     ("FelixConfiguration", {"routeRefreshInterval": "-1s"}, "spec.routeRefreshInterval"),
     ("IPReservation", {"reservedCIDRs": ["10.0.0.1"]}, "spec.reservedCIDRs"),
+    ("Node", {"vxlanTunnelMACAddr": "66:0a-0b:0c:0d:0e"}, "spec.vxlanTunnelMACAddr"),
+    ("GlobalNetworkSet", {"nets": ["fe80::1%eth0"]}, "spec.nets"),
+    ("FelixConfiguration", {"natOutgoingAddress": "::ffff:10.0.0.1"}, "spec.natOutgoingAddress"),
+    ("CalicoNodeStatus", {"node": "a", "classes": ["BGP", "BGP"], "updatePeriodSeconds": 1}, "spec.classes"),
+    ("KubeControllersConfiguration", {"logSeverityScreen": "debug"}, "spec.logSeverityScreen"),
+    ("BGPPeer", {"nodeSelector": f"a == '{'x' * 1018}'"}, "spec.nodeSelector"),
+    ("WorkloadEndpoint", {**POD, "containerID": "a.b"}, "spec.containerID"),
+    ("WorkloadEndpoint", {**POD, "ports": [{"protocol": "TCP", "port": 1}]}, r"spec.ports\[0\].name"),
+    ("GlobalNetworkPolicy", {"selector": "a == 'global()'"}, "spec.selector"),
+    ("GlobalNetworkPolicy", {"ingress": [{"action": "Allow", "protocol": "TCP", "icmp": {"type": 8}}]}, "icmp"),
+    ("GlobalNetworkPolicy", {"ingress": [{"action": "Allow", "notProtocol": "ICMP", "ipVersion": 6}]}, "ipVersion"),
+    ("GlobalNetworkPolicy", {"egress": [{"action": "Allow", "http": {"methods": ["GET"]}}]}, "http"),
+    ("GlobalNetworkPolicy", {"ingress": [{"action": "Allow", "http": {"methods": ["GET", "GET"]}}]}, "methods"),
+    ("GlobalNetworkPolicy", {"ingress": [{"action": "Allow", "http": {"paths": [{"exact": "x"}]}}]}, "paths"),
+    (
+        "GlobalNetworkPolicy",
+        {"ingress": [{"action": "Allow", "protocol": "TCP", "source": {"ports": list(range(1, 52))}}]},
+        "ports",
+    ),
 ]
 
 
@@ -66,6 +90,21 @@ def test_refused(kind: str, spec: dict[str, Any], field: str) -> None:
         ("BGPConfiguration", {"asNumber": 4200000000}),
         ("FelixConfiguration", {"routeRefreshInterval": "1.5s"}),
         ("Profile", {"ingress": [{"action": "allow"}]}),
+        (
+            "Profile",
+            {"ingress": [{"icmp": {"type": 8}, "http": {}, "ipVersion": 5, "source": {"selector": "global()"}}]},
+        ),
+        ("Node", {"bgp": {"ipv4Address": "::ffff:10.0.0.1"}, "vxlanTunnelMACAddr": "660a0b0c0d0e"}),
+        ("Node", {"interfaces": [{"addresses": ["10.0.0.1"]}]}),
+        ("BGPConfiguration", {"serviceClusterIPs": [{}]}),
+        ("BGPPeer", {"nodeSelector": "global()"}),
+        ("WorkloadEndpoint", {**POD, "ports": [{"protocol": "TCP", "port": 1, "hostPort": 1, "hostIP": "10.0.0.0/8"}]}),
+        ("GlobalNetworkPolicy", {"ingress": [{"action": "Allow", "protocol": "TCP", "notICMP": {}}]}),
+        ("GlobalNetworkPolicy", {"ingress": [{"action": "Allow", "source": {"notSelector": "global()"}}]}),
+        (
+            "NetworkPolicy",
+            {"ingress": [{"action": "Allow", "protocol": "TCP", "source": {"services": {"name": "a"}, "ports": [80]}}]},
+        ),
         ("NetworkPolicy", {"egress": [{"action": "Allow", "destination": {"ports": ["web"], "notPorts": ["dns"]}}]}),
         ("GlobalNetworkSet", {"nets": ["10.0.0.1", "10.0.0.1/8", "fd00::1"]}),
     ],

@@ -96,6 +96,11 @@ class Required:
     """Schema: must be present in the written form."""
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A list that a file must have, if only empty: what is stored does not tell an empty one from none."""
+
+
 def any_case(*values: str) -> Pattern:
     """One of these texts, in any case, or the empty text."""
     return Pattern(rf"(?i)^({'|'.join(values)})?$")

@@ -9,6 +9,7 @@ import msgspec
 from calipy.datastore.kinds.base import (
     ASNumber,
     Duration,
+    Given,
     GoStruct,
     Int32,
     Length,
@@ -21,6 +22,7 @@ from calipy.datastore.kinds.base import (
 )
 
 LogLevel = Annotated[str, Pattern(r"(?i)^(Trace|Debug|Info|Warning|Error|Fatal)?$")]
+Selector = Annotated[str, Length(high=1024)]
 RoutePriority = Annotated[int | None, Range(1, 2147483646)]
 
 
@@ -47,7 +49,7 @@ class CIDRBlock(GoStruct, frozen=True, kw_only=True):
 class Community(GoStruct, frozen=True, kw_only=True):
     """A name for ``aa:nn`` or ``aa:nn:mm``."""
 
-    name: str = ""
+    name: Annotated[str, Length(high=253)] = ""
     value: str = ""
 
 
@@ -55,7 +57,7 @@ class PrefixAdvertisement(GoStruct, frozen=True, kw_only=True):
     """Communities (names or values) for routes inside ``cidr``."""
 
     cidr: str = ""
-    communities: tuple[str, ...] = ()
+    communities: Annotated[tuple[str, ...], Given(), Length(high=50)] = ()
 
 
 class BGPConfigurationSpec(GoStruct, frozen=True, kw_only=True):
@@ -74,8 +76,8 @@ class BGPConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     service_external_ips: tuple[CIDRBlock, ...] = msgspec.field(default=(), name="serviceExternalIPs")
     service_cluster_ips: tuple[CIDRBlock, ...] = msgspec.field(default=(), name="serviceClusterIPs")
     service_load_balancer_aggregation: Annotated[str | None, enum("Enabled", "Disabled")] = None
-    communities: tuple[Community, ...] = ()
-    prefix_advertisements: tuple[PrefixAdvertisement, ...] = ()
+    communities: Annotated[tuple[Community, ...], Length(high=500)] = ()
+    prefix_advertisements: Annotated[tuple[PrefixAdvertisement, ...], Length(high=500)] = ()
     listen_port: UInt16 = 0
     node_mesh_password: BGPPassword | None = None
     node_mesh_max_restart_time: Duration | None = None
@@ -100,12 +102,12 @@ class BGPPeerSpec(GoStruct, frozen=True, kw_only=True):
         filters: names of BGPFilters, applied in order.
     """
 
-    node: str = ""
-    node_selector: str = ""
+    node: Annotated[str, Length(high=253)] = ""
+    node_selector: Selector = ""
     peer_ip: str = msgspec.field(default="", name="peerIP")
     as_number: ASNumber = 0
     local_as_number: ASNumber | None = msgspec.field(default=None, name="localASNumber")
-    peer_selector: str = ""
+    peer_selector: Selector = ""
     keep_original_next_hop: bool = False
     next_hop_mode: Annotated[str | None, enum("Auto", "Self", "Keep")] = None
     password: BGPPassword | None = None
@@ -116,7 +118,7 @@ class BGPPeerSpec(GoStruct, frozen=True, kw_only=True):
     ttl_security: UInt8 | None = None
     reachable_by: str = ""
     filters: tuple[str, ...] = ()
-    local_workload_selector: str = ""
+    local_workload_selector: Selector = ""
     reverse_peering: Annotated[str | None, enum("Auto", "Manual")] = None
 
 
@@ -169,7 +171,7 @@ class BGPFilterRule(GoStruct, frozen=True, kw_only=True):
     match_operator: Annotated[str, enum("Equal", "NotEqual", "In", "NotIn")] = ""
     peer_type: Annotated[str, enum("eBGP", "iBGP")] = ""
     communities: CommunityMatch | None = None
-    as_path_prefix: Annotated[tuple[ASNumber, ...], Length(high=10)] = ()
+    as_path_prefix: tuple[ASNumber, ...] = ()
     priority: Annotated[int | None, Range(1, 2147483646)] = None
     action: Annotated[str, Required(), enum("Accept", "Reject")] = ""
     operations: Annotated[tuple[FilterOperation, ...], Length(high=10)] = ()

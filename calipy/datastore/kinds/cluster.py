@@ -6,8 +6,20 @@ from typing import Annotated, Any
 
 import msgspec
 
-from calipy.datastore.kinds.base import Always, Duration, GoStruct, Int32, Range, Required, Timestamp, UInt32, enum
-from calipy.datastore.kinds.bgp import LogLevel
+from calipy.datastore.kinds.base import (
+    Always,
+    Duration,
+    Given,
+    GoStruct,
+    Int32,
+    Length,
+    Range,
+    Required,
+    Timestamp,
+    UInt32,
+    Unique,
+    enum,
+)
 
 Switch = Annotated[str | None, enum("Enabled", "Disabled")]
 
@@ -30,7 +42,7 @@ class ClusterInformationSpec(GoStruct, frozen=True, kw_only=True):
 class TemplateSpec(GoStruct, frozen=True, kw_only=True):
     """How automatic host endpoints are made."""
 
-    generate_name: str = ""
+    generate_name: Annotated[str, Length(high=253)] = ""
     interface_cidrs: tuple[str, ...] = msgspec.field(default=(), name="interfaceCIDRs")
     interface_pattern: str = ""
     labels: dict[str, str] = msgspec.field(default_factory=dict)
@@ -80,12 +92,12 @@ class ControllersConfig(GoStruct, frozen=True, kw_only=True):
 class KubeControllersConfigurationSpec(GoStruct, frozen=True, kw_only=True):
     """Settings of kube-controllers."""
 
-    log_severity_screen: LogLevel = ""
+    log_severity_screen: Annotated[str, enum("None", "Debug", "Info", "Warning", "Error", "Fatal", "Panic")] = ""
     health_checks: Annotated[str, enum("Enabled", "Disabled")] = ""
     etcd_v3_compaction_period: Duration | None = None
     prometheus_metrics_port: Annotated[int | None, Range(0, 65535)] = None
     controllers: ControllersConfig = ControllersConfig()
-    debug_profile_port: Int32 | None = None
+    debug_profile_port: Annotated[Int32 | None, Range(0, 65535)] = None
 
 
 class KubeControllersConfigurationStatus(GoStruct, frozen=True, kw_only=True):
@@ -97,7 +109,7 @@ class CalicoNodeStatusSpec(GoStruct, frozen=True, kw_only=True):
     """Which report a node is asked for, and how often (0 = once)."""
 
     node: str = ""
-    classes: tuple[Annotated[str, enum("Agent", "BGP", "Routes")], ...] = ()
+    classes: Annotated[tuple[Annotated[str, enum("Agent", "BGP", "Routes")], ...], Given(), Unique()] = ()
     update_period_seconds: Annotated[UInt32 | None, Required(), Range(0, 86400)] = None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from calipy.datastore.kinds.base import Always, ASNumber, GoStruct, Protocol, UInt16
+from calipy.datastore.kinds.base import Always, ASNumber, GoStruct, Length, Protocol, UInt16
 
 
 class NodeBGPSpec(GoStruct, frozen=True, kw_only=True):
@@ -150,7 +150,7 @@ class EndpointPort(GoStruct, frozen=True, kw_only=True):
 class HostEndpointSpec(GoStruct, frozen=True, kw_only=True):
     """An interface of a node (``*`` for all), or the one that holds one of the expected addresses."""
 
-    node: str = ""
+    node: Annotated[str, Length(high=253)] = ""
     interface_name: str = ""
     expected_ips: tuple[str, ...] = msgspec.field(default=(), name="expectedIPs")
     profiles: tuple[str, ...] = ()

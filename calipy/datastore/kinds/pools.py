@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import msgspec
 
-from calipy.datastore.kinds.base import Always, GoStruct, Range, enum
+from calipy.datastore.kinds.base import Always, GoStruct, Length, Range, enum
+
+Use = Annotated[str, enum("Workload", "Tunnel", "LoadBalancer")]
 
 
 class IPPoolSpec(GoStruct, frozen=True, kw_only=True):
@@ -26,9 +28,11 @@ class IPPoolSpec(GoStruct, frozen=True, kw_only=True):
     disabled: bool = False
     disable_bgp_export: bool = msgspec.field(default=False, name="disableBGPExport")
     block_size: int = 0
-    node_selector: str = ""
-    namespace_selector: str = ""
-    allowed_uses: tuple[Annotated[str, enum("Workload", "Tunnel", "LoadBalancer")], ...] = ()
+    node_selector: Annotated[str, Length(high=1024)] = ""
+    namespace_selector: Annotated[str, Length(high=1024)] = ""
+    allowed_uses: Annotated[
+        tuple[Annotated[str, enum("Workload", "Tunnel", "LoadBalancer")], ...], Length(high=10)
+    ] = ()
     assignment_mode: Annotated[str | None, enum("Automatic", "Manual")] = None
 
 

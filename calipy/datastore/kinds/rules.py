@@ -6,9 +6,12 @@ from typing import Annotated
 
 import msgspec
 
-from calipy.datastore.kinds.base import GoStruct, Length, OmitZero, Port, Protocol, Range, Required, enum
+from calipy.datastore.kinds.base import Always, GoStruct, Length, OmitZero, Port, Protocol, Range, Unique, enum
 
 ACTIONS = ("Allow", "Deny", "Log", "Pass")
+Nets = Annotated[tuple[str, ...], Length(high=256)]
+Ports = Annotated[tuple[Port, ...], Length(high=50)]
+Name = Annotated[str, Length(high=253)]
 
 
 class ICMPFields(GoStruct, frozen=True, kw_only=True):
@@ -22,14 +25,14 @@ class ServiceAccountMatch(GoStruct, frozen=True, kw_only=True):
     """Endpoints by service account: any of the names, and the selector on the account's labels."""
 
     names: tuple[str, ...] = ()
-    selector: Annotated[str, Length(high=1024)] = ""
+    selector: str = ""
 
 
 class ServiceMatch(GoStruct, frozen=True, kw_only=True):
     """Endpoints of a Kubernetes Service."""
 
-    name: str = ""
-    namespace: str = ""
+    name: Name = ""
+    namespace: Name = ""
 
 
 class EntityRule(GoStruct, frozen=True, kw_only=True):
@@ -41,29 +44,29 @@ class EntityRule(GoStruct, frozen=True, kw_only=True):
         ports: numbers, ranges ``"a:b"`` or names; any of them.
     """
 
-    nets: tuple[str, ...] = ()
+    nets: Nets = ()
     selector: Annotated[str, Length(high=1024)] = ""
     namespace_selector: Annotated[str, Length(high=1024)] = ""
     services: ServiceMatch | None = None
-    ports: tuple[Port, ...] = ()
-    not_nets: tuple[str, ...] = ()
+    ports: Ports = ()
+    not_nets: Nets = ()
     not_selector: Annotated[str, Length(high=1024)] = ""
-    not_ports: tuple[Port, ...] = ()
+    not_ports: Ports = ()
     service_accounts: ServiceAccountMatch | None = None
 
 
 class HTTPPath(GoStruct, frozen=True, kw_only=True):
     """Exactly this path, or this prefix."""
 
-    exact: str = ""
-    prefix: str = ""
+    exact: Annotated[str, Length(high=1024)] = ""
+    prefix: Annotated[str, Length(high=1024)] = ""
 
 
 class HTTPMatch(GoStruct, frozen=True, kw_only=True):
     """Application layer match; needs a proxy that calipy does not have."""
 
-    methods: tuple[str, ...] = ()
-    paths: tuple[HTTPPath, ...] = ()
+    methods: Annotated[tuple[str, ...], Length(high=20), Unique()] = ()
+    paths: Annotated[tuple[HTTPPath, ...], Length(high=20)] = ()
 
 
 class RuleMetadata(GoStruct, frozen=True, kw_only=True):
@@ -76,11 +79,11 @@ class Rule(GoStruct, frozen=True, kw_only=True):
     """One rule. The first that matches decides, except ``Log``.
 
     Attributes:
-        action: ``Allow``, ``Deny``, ``Log``, ``Pass``; profiles may hold them in any case.
+        action: ``Allow``, ``Deny``, ``Log``, ``Pass``; profiles may hold anything.
         protocol: name as Calico spells it (``TCP``) or number 1-255.
     """
 
-    action: Annotated[str, Required(), enum(*ACTIONS)] = ""
+    action: Annotated[str, Always(), enum(*ACTIONS)] = ""
     ip_version: Annotated[int | None, enum("4", "6")] = None
     protocol: Protocol | None = None
     icmp: ICMPFields | None = None

@@ -18,7 +18,6 @@ from calipy.datastore.validation.fields import (
     subdomain,
 )
 
-_COMMUNITY_NAME: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]*")
 _PEER_IPV4: Final = re.compile(r"([0-9.]+)(?::([0-9]+))?")
 _PEER_IPV6: Final = re.compile(r"\[([^\]]+)\](?::([0-9]+))?")
 
@@ -51,7 +50,8 @@ def check_configuration(resource: Resource[Any, Any]) -> None:
         ("serviceLoadBalancerIPs", spec.service_load_balancer_ips),
     ):
         for index, block in enumerate(blocks):
-            network(block.cidr, f"spec.{field}[{index}].cidr")
+            if block.cidr:
+                network(block.cidr, f"spec.{field}[{index}].cidr")
     _check_communities(spec)
     for index, name in enumerate(spec.ignored_interfaces):
         interface_pattern(name, f"spec.ignoredInterfaces[{index}]")
@@ -65,15 +65,12 @@ def _check_communities(spec: BGPConfigurationSpec) -> None:
         fail("are of no use without prefixAdvertisements", "spec.communities", [one.name for one in spec.communities])
     known = set()
     for index, item in enumerate(spec.communities):
-        if not _COMMUNITY_NAME.fullmatch(item.name):
-            fail("must be letters, digits, '-', '_'", f"spec.communities[{index}].name", item.name)
+        subdomain(item.name, f"spec.communities[{index}].name")
         community(item.value, f"spec.communities[{index}].value")
         known.add(item.name)
     for index, advertisement in enumerate(spec.prefix_advertisements):
         field = f"spec.prefixAdvertisements[{index}]"
         network(advertisement.cidr, f"{field}.cidr")
-        if not advertisement.communities:
-            fail("must not be empty", f"{field}.communities", [])
         for text in advertisement.communities:
             if text not in known:
                 if ":" not in text:

@@ -6,12 +6,13 @@ import re
 from typing import Any, Final
 
 from calipy.datastore.defaults import endpoint_name
-from calipy.datastore.kinds.endpoints import EndpointPort, HostEndpointSpec, NodeSpec, WorkloadEndpointPort
+from calipy.datastore.kinds.endpoints import EndpointPort, HostEndpointSpec, NodeSpec, NodeStatus, WorkloadEndpointPort
 from calipy.datastore.kinds.endpoints import WorkloadEndpointSpec as Workload
 from calipy.datastore.kinds.meta import Resource
 from calipy.datastore.validation.fields import address, fail, interface, mac, network, port_name, subdomain
 
-_CONTAINER: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]*[a-zA-Z0-9])?")
+_PUBLIC_KEY: Final = re.compile(r"[A-Za-z0-9+/]{43}=")
+_CONTAINER: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?")
 _ENDPOINT_PROTOCOLS: Final = frozenset({"TCP", "UDP", "SCTP", 6, 17, 132})
 
 
@@ -36,10 +37,22 @@ def check_node(resource: Resource[Any, Any]) -> None:
         if text:
             mac(text, f"spec.{field}")
     for index, item in enumerate(spec.interfaces):
-        subdomain(item.name, f"spec.interfaces[{index}].name")
+        if item.name:
+            subdomain(item.name, f"spec.interfaces[{index}].name")
     if spec.wireguard is not None:
         _optional_address(spec.wireguard.interface_ipv4_address, "spec.wireguard.interfaceIPv4Address", 4)
         _optional_address(spec.wireguard.interface_ipv6_address, "spec.wireguard.interfaceIPv6Address", 6)
+    if resource.status is not None:
+        _check_node_keys(resource.status)
+
+
+def _check_node_keys(status: NodeStatus) -> None:
+    for field, text in (
+        ("wireguardPublicKey", status.wireguard_public_key),
+        ("wireguardPublicKeyV6", status.wireguard_public_key_v6),
+    ):
+        if text and not _PUBLIC_KEY.fullmatch(text):
+            fail("must be 32 bytes in base64", f"status.{field}", text)
 
 
 def _optional_address(text: str, field: str, version: int) -> None:
@@ -60,7 +73,7 @@ def check_workload_endpoint(resource: Resource[Any, Any]) -> None:
             subdomain(text, f"spec.{field}")
     if spec.container_id and not _CONTAINER.fullmatch(spec.container_id):
         fail(
-            "must be letters, digits, '-', '_', '.', with letters or digits at both ends",
+            "must be letters, digits, '-', with letters or digits at both ends",
             "spec.containerID",
             spec.container_id,
         )
@@ -85,9 +98,9 @@ def check_workload_endpoint(resource: Resource[Any, Any]) -> None:
     for index, text in enumerate(spec.profiles):
         subdomain(text, f"spec.profiles[{index}]")
     for index, port in enumerate(spec.ports):
-        _check_port(port, f"spec.ports[{index}]")
+        _check_port(port, f"spec.ports[{index}]", nameless=port.host_port > 0)
         if port.host_ip:
-            address(port.host_ip, f"spec.ports[{index}].hostIP")
+            network(port.host_ip, f"spec.ports[{index}].hostIP", bare=True)
     for index, text in enumerate(spec.allow_spoofed_source_prefixes):
         network(text, f"spec.allowSpoofedSourcePrefixes[{index}]", strict=False, bare=True)
 
@@ -103,8 +116,9 @@ def _check_nats(spec: Workload) -> None:
             fail("is not an address of the endpoint", f"{field}.internalIP", nat.internal_ip, "add it to ipNetworks")
 
 
-def _check_port(port: WorkloadEndpointPort | EndpointPort, field: str) -> None:
-    port_name(port.name, f"{field}.name")
+def _check_port(port: WorkloadEndpointPort | EndpointPort, field: str, *, nameless: bool = False) -> None:
+    if port.name or not nameless:
+        port_name(port.name, f"{field}.name")
     if port.protocol not in _ENDPOINT_PROTOCOLS:
         fail("must be TCP, UDP or SCTP", f"{field}.protocol", port.protocol)
     if port.port == 0:

@@ -37,6 +37,8 @@ def check_configuration(resource: Resource[Any, Any]) -> None:
     ):
         if text:
             address(text, f"spec.{field}", version)
+            if version == 4 and ":" in text:
+                fail("must be an IPv4 address in its own form", f"spec.{field}", text)
     if isinstance(spec.nat_port_range, str) and ":" not in spec.nat_port_range:
         fail("must be a port or a range such as 32768:65535", "spec.natPortRange", spec.nat_port_range)
     if spec.route_table_range is not None and spec.route_table_ranges is not None:

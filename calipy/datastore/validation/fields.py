@@ -7,7 +7,7 @@ import re
 from typing import Final, NoReturn
 
 from calipy.errors import InvalidInputError
-from calipy.net import Prefix
+from calipy.net import IPAddress, Prefix
 from calipy.policy import selector
 
 _LABEL = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?"
@@ -15,9 +15,17 @@ _DNS_LABEL: Final = re.compile(_LABEL)
 _SUBDOMAIN: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*")
 _INTERFACE: Final = re.compile(r"[a-zA-Z0-9_.-]{1,15}")
 _INTERFACE_PATTERN: Final = re.compile(r"[a-zA-Z0-9_.*-]{1,15}")
-_MAC: Final = re.compile(r"([0-9a-fA-F]{2}[:-]?){5}[0-9a-fA-F]{2}|([0-9a-fA-F]{4}\.){2}[0-9a-fA-F]{4}")
+_MAC: Final = re.compile(
+    "|".join(
+        rf"[0-9a-fA-F]{{2}}({separator}[0-9a-fA-F]{{2}}){{{octets - 1}}}"
+        for separator in (":", "-", "")
+        for octets in (6, 8, 20)
+    )
+    + "|"
+    + "|".join(rf"[0-9a-fA-F]{{4}}(\.[0-9a-fA-F]{{4}}){{{octets // 2 - 1}}}" for octets in (6, 8, 20))
+)
 _PORT_NAME: Final = re.compile(rf"(?=.{{1,63}}\Z){_LABEL}")
-_GLOBAL: Final = re.compile(r"\bglobal[ \t]*\([ \t]*\)")
+_GLOBAL: Final = re.compile(r"global[ \t]*\([ \t]*\)")
 
 
 def fail(message: str, field: str, value: object, remedy: str = "") -> NoReturn:
@@ -32,15 +40,15 @@ def dns_label(value: str, field: str) -> None:
 
 
 def subdomain(value: str, field: str) -> None:
-    """A lower-case RFC 1123 subdomain, at most 253 characters."""
-    if len(value) > 253 or not _SUBDOMAIN.fullmatch(value):
+    """A lower-case RFC 1123 subdomain of any length: only the names of objects have a limit."""
+    if not _SUBDOMAIN.fullmatch(value):
         fail(
             "must consist of lower-case letters, digits, '-' and '.', with letters or digits at both ends", field, value
         )
 
 
 def is_subdomain(value: str) -> bool:
-    """Whether ``subdomain`` would pass."""
+    """Whether an object may be named so."""
     return len(value) <= 253 and _SUBDOMAIN.fullmatch(value) is not None
 
 
@@ -57,7 +65,7 @@ def interface_pattern(value: str, field: str) -> None:
 
 
 def mac(value: str, field: str) -> None:
-    """A MAC address in one of the usual spellings."""
+    """A link-layer address of 6, 8 or 20 octets in one of the usual spellings (Go ``net.ParseMAC``)."""
     if not _MAC.fullmatch(value):
         fail("must be a MAC address such as 66:0a:0b:0c:0d:0e", field, value)
 
@@ -68,15 +76,20 @@ def port_name(value: str, field: str) -> None:
         fail("must be the name of a port: one lower-case DNS label", field, value)
 
 
-def address(value: str, field: str, version: int | None = None) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+def address(value: str, field: str, version: int | None = None) -> IPAddress:
     """A bare address, of the given family."""
     try:
-        found = ipaddress.ip_address(value)
+        found = unmapped(ipaddress.ip_address(value))
     except ValueError:
         fail(f"must be an IP{f'v{version}' if version else ''} address", field, value)
     if (version and found.version != version) or "%" in value:
         fail(f"must be an IP{f'v{version}' if version else ''} address", field, value)
     return found
+
+
+def unmapped(found: IPAddress) -> IPAddress:
+    """An IPv4-mapped address is the IPv4 address to Go, and so to Calico."""
+    return (found.ipv4_mapped or found) if isinstance(found, ipaddress.IPv6Address) else found
 
 
 def network(value: str, field: str, version: int | None = None, *, strict: bool = True, bare: bool = False) -> Prefix:
@@ -87,7 +100,7 @@ def network(value: str, field: str, version: int | None = None, *, strict: bool 
         field: where it stands.
         version: 4 or 6 when only one family will do.
         strict: refuse bits behind the prefix length.
-        bare: take an address without a length too.
+        bare: take an address without a length too, and an IPv4-mapped one as IPv4.
     """
     family = f"IPv{version} " if version else ""
     length = value.partition("/")[2]
@@ -97,9 +110,17 @@ def network(value: str, field: str, version: int | None = None, *, strict: bool 
         found = ipaddress.ip_network(value, strict=False)
     except ValueError:
         fail(f"must be an {family or 'IP '}CIDR such as {'fd00::/64' if version == 6 else '10.0.0.0/24'}", field, value)
-    if (length and not length.isdigit()) or (version and found.version != version):
+    if (length and not length.isdigit()) or "%" in value:
         fail(f"must be an {family or 'IP '}CIDR such as {'fd00::/64' if version == 6 else '10.0.0.0/24'}", field, value)
-    if strict and found.network_address != ipaddress.ip_address(value.partition("/")[0]):
+    mapped = found.network_address.ipv4_mapped if isinstance(found, ipaddress.IPv6Network) else None
+    if bare and mapped is not None and found.prefixlen >= 96:
+        found = ipaddress.ip_network((mapped, found.prefixlen - 96))
+    if version and found.version != version:
+        fail(f"must be an {family or 'IP '}CIDR such as {'fd00::/64' if version == 6 else '10.0.0.0/24'}", field, value)
+    if strict and found.network_address not in {
+        first := ipaddress.ip_address(value.partition("/")[0]),
+        unmapped(first),
+    }:
         fail("has bits set behind its prefix length", field, value, f"write {found}")
     return found
 
@@ -113,13 +134,24 @@ def is_network(value: str) -> bool:
     return True
 
 
-def selects(value: str, field: str, *, allow_global: bool = False) -> None:
-    """A selector; ``global()`` only as the whole of a rule's namespaceSelector."""
+def selects(value: str, field: str) -> None:
+    """A selector."""
     try:
         selector.parse(value)
     except InvalidInputError as error:
         fail(f"is not a selector: {error.args[0]}", field, value)
-    if _GLOBAL.search(value) and not (allow_global and _GLOBAL.fullmatch(value.strip(" \t"))):
+
+
+def selects_without_global(value: str, field: str, *, alone: bool = False) -> None:
+    """A selector without ``global()``; as Calico does, even in a quoted text.
+
+    Args:
+        value: the selector.
+        field: where it stands.
+        alone: ``global()`` may be the whole of it.
+    """
+    selects(value, field)
+    if "global(" in value and not (alone and _GLOBAL.fullmatch(value.strip(" \t"))):
         fail("global() may only stand alone, in the namespaceSelector of a rule's source or destination", field, value)
 
 

@@ -44,6 +44,8 @@ def _check_name(resource: Resource[Any, Any]) -> None:
     elif resource.kind == "Tier":
         dns_label(name, field)
     else:
+        if len(name) > 253:
+            fail("must have at most 253 characters", field, name)
         subdomain(name, field)
     if resource.kind in _ONLY_DEFAULT and name != "default":
         fail("there is only one object of this kind", field, name, "name it default")

@@ -10,14 +10,15 @@ from msgspec.structs import replace
 from calipy.datastore.defaults import BUILT_IN_TIERS
 from calipy.datastore.kinds.meta import Resource
 from calipy.datastore.kinds.rules import EntityRule, Rule
-from calipy.datastore.validation.fields import fail, network, port_name, selects
-from calipy.datastore.validation.metadata import check_label
+from calipy.datastore.validation import schema
+from calipy.datastore.validation.fields import fail, network, port_name, selects, selects_without_global, subdomain
+from calipy.datastore.validation.metadata import check_label, check_qualified_name
 
 PROTOCOLS: Final = ("TCP", "UDP", "ICMP", "ICMPv6", "SCTP", "UDPLite")
 _WITH_PORTS: Final = frozenset({"TCP", "UDP", "SCTP", 6, 17, 132})
 _ICMP: Final = frozenset({"ICMP", 1})
 _ICMP6: Final = frozenset({"ICMPv6", 58})
-_PATH: Final = re.compile(r"/?[^\s?#]*")
+_PATH: Final = re.compile(r"/[^ ?#]*", re.DOTALL)
 Direction = Literal["ingress", "egress"]
 
 
@@ -32,7 +33,7 @@ def check_policy(resource: Resource[Any, Any]) -> None:
     for name in ("selector", "serviceAccountSelector", "namespaceSelector"):
         attribute = re.sub(r"([A-Z])", lambda found: "_" + found[1].lower(), name)
         if getattr(spec, attribute, ""):
-            selects(getattr(spec, attribute), f"spec.{name}")
+            selects_without_global(getattr(spec, attribute), f"spec.{name}")
     if is_global:
         _check_host_policy(spec)
     for index, rule in enumerate(spec.ingress):
@@ -52,11 +53,11 @@ def _check_host_policy(spec: Any) -> None:
 
 
 def check_profile(resource: Resource[Any, Any]) -> None:
-    """Rules with any action, and labels."""
+    """Rules and labels. Calico has no schema of profiles: what only a schema checks (actions …) may be anything."""
     spec = resource.spec
     for direction, rules in (("ingress", spec.ingress), ("egress", spec.egress)):
         for index, rule in enumerate(rules):
-            check_rule(rule, f"spec.{direction}[{index}]", direction, need_namespace=True)
+            _check_values(rule, f"spec.{direction}[{index}]")
     for name, value in spec.labels_to_apply.items():
         check_label(name, value, f"spec.labelsToApply[{name}]")
 
@@ -95,47 +96,63 @@ def check_rule(rule: Rule, path: str, direction: str, *, need_namespace: bool) -
         direction: ``ingress`` or ``egress``: services may only be on the far side.
         need_namespace: a rule outside any namespace has to give that of a service.
     """
-    for field, protocol in ((f"{path}.protocol", rule.protocol), (f"{path}.notProtocol", rule.not_protocol)):
-        if protocol is not None and protocol not in PROTOCOLS and not (isinstance(protocol, int) and protocol > 0):
-            fail(f"must be one of {', '.join(PROTOCOLS)}, or a number 1-255", field, protocol)
+    _check_values(rule, path)
     _check_icmp(rule, path)
-    _check_families(rule, path)
     far = "source" if direction == "ingress" else "destination"
     for side, entity in (("source", rule.source), ("destination", rule.destination)):
-        where = f"{path}.{side}"
-        _check_ports(rule, entity, where)
-        _check_selectors(entity, where)
+        if entity.selector:
+            selects_without_global(entity.selector, f"{path}.{side}.selector")
         if entity.services is not None:
-            _check_services(entity, where, allowed=side == far, need_namespace=need_namespace)
+            _check_services(entity, f"{path}.{side}", allowed=side == far, need_namespace=need_namespace)
     if rule.http is not None:
         if rule.protocol not in {None, "TCP", 6}:
             fail("needs protocol TCP, or none", f"{path}.http", rule.protocol)
-        if rule.action.lower() != "allow":
+        if rule.action != "Allow":
             fail("goes with action Allow only", f"{path}.http", rule.action)
-        for index, item in enumerate(rule.http.paths):
-            where = f"{path}.http.paths[{index}]"
-            if bool(item.exact) == bool(item.prefix):
-                fail("must have exactly one of exact and prefix", where, item.exact)
-            if not _PATH.fullmatch(item.exact or item.prefix):
-                fail("must be a path without blanks, '?' and '#'", where, item.exact or item.prefix)
+        if direction == "egress":
+            fail("may stand in ingress rules only", f"{path}.http", list(rule.http.methods))
+
+
+def _check_values(rule: Rule, path: str) -> None:
+    """What holds for every rule, also those of profiles."""
+    for field, protocol in ((f"{path}.protocol", rule.protocol), (f"{path}.notProtocol", rule.not_protocol)):
+        if protocol is not None and protocol not in PROTOCOLS and not (isinstance(protocol, int) and protocol > 0):
+            fail(f"must be one of {', '.join(PROTOCOLS)}, or a number 1-255", field, protocol)
+    for field, icmp in ((f"{path}.icmp", rule.icmp), (f"{path}.notICMP", rule.not_icmp)):
+        if icmp is not None:
+            schema.check(icmp, field)
+    _check_families(rule, path)
+    for side, entity in (("source", rule.source), ("destination", rule.destination)):
+        _check_ports(rule, entity, f"{path}.{side}")
+        _check_selectors(entity, f"{path}.{side}")
+        if entity.services is not None:
+            for field, name in (("name", entity.services.name), ("namespace", entity.services.namespace)):
+                if name:
+                    subdomain(name, f"{path}.{side}.services.{field}")
+    for index, item in enumerate(rule.http.paths if rule.http is not None else ()):
+        where = f"{path}.http.paths[{index}]"
+        if bool(item.exact) == bool(item.prefix):
+            fail("must have exactly one of exact and prefix", where, item.exact)
+        if not _PATH.fullmatch(item.exact or item.prefix):
+            fail("must be a path that begins with '/', without blanks, '?' and '#'", where, item.exact or item.prefix)
+    for name in rule.metadata.annotations if rule.metadata is not None else ():
+        check_qualified_name(name.lower(), f"{path}.metadata.annotations[{name}]")
 
 
 def _check_icmp(rule: Rule, path: str) -> None:
+    if rule.icmp is not None and rule.protocol not in _ICMP | _ICMP6:
+        fail("needs protocol ICMP or ICMPv6", f"{path}.icmp", rule.protocol)
     for field, icmp in ((f"{path}.icmp", rule.icmp), (f"{path}.notICMP", rule.not_icmp)):
-        if icmp is None:
-            continue
-        if rule.protocol not in _ICMP | _ICMP6:
-            fail("needs protocol ICMP or ICMPv6", field, rule.protocol)
-        if icmp.code is not None and icmp.type is None:
+        if icmp is not None and icmp.code is not None and icmp.type is None:
             fail("needs a type", f"{field}.code", icmp.code)
+    for protocol in (rule.protocol, rule.not_protocol):
+        required = 4 if protocol in _ICMP else 6 if protocol in _ICMP6 else None
+        if rule.ip_version and required and rule.ip_version != required:
+            fail(f"protocol {protocol} is of IPv{required}", f"{path}.ipVersion", rule.ip_version)
 
 
 def _check_families(rule: Rule, path: str) -> None:
     version = rule.ip_version
-    required = 4 if rule.protocol in _ICMP else 6 if rule.protocol in _ICMP6 else None
-    if version and required and version != required:
-        fail(f"protocol {rule.protocol} is of IPv{required}", f"{path}.ipVersion", version)
-    version = version or required
     for side, entity in (("source", rule.source), ("destination", rule.destination)):
         for name, nets in (("nets", entity.nets), ("notNets", entity.not_nets)):
             for index, net in enumerate(nets):
@@ -177,7 +194,7 @@ def _check_selectors(entity: EntityRule, path: str) -> None:
     if entity.not_selector:
         selects(entity.not_selector, f"{path}.notSelector")
     if entity.namespace_selector:
-        selects(entity.namespace_selector, f"{path}.namespaceSelector", allow_global=True)
+        selects_without_global(entity.namespace_selector, f"{path}.namespaceSelector", alone=True)
     if entity.service_accounts is not None and entity.service_accounts.selector:
         selects(entity.service_accounts.selector, f"{path}.serviceAccounts.selector")
 
@@ -191,7 +208,8 @@ def _check_services(entity: EntityRule, path: str, *, allowed: bool, need_namesp
             f"{path}.services",
             service.name,
         )
-    if replace(entity, services=None) != EntityRule(unknown=entity.unknown):
+    with_it = replace(entity, services=None, **({"ports": (), "not_ports": ()} if path.endswith("source") else {}))
+    if with_it != EntityRule(unknown=entity.unknown):
         fail("cannot be combined with other matches", f"{path}.services", service.name)
     if not service.name:
         fail("must be given", f"{path}.services.name", service.name)

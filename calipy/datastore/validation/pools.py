@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from calipy.datastore.kinds.meta import Resource
 from calipy.datastore.kinds.pools import IPPoolSpec
-from calipy.datastore.validation.fields import fail, network, selects
+from calipy.datastore.validation.fields import fail, network, selects_without_global
 
 BLOCK_SIZES: Final = {4: (20, 32), 6: (116, 128)}
 _LINK_LOCAL: Final = (ipaddress.ip_network("169.254.0.0/16"), ipaddress.ip_network("fe80::/10"))
@@ -34,9 +34,9 @@ def check_pool(resource: Resource[Any, Any]) -> None:
         fail("cannot be combined with vxlanMode", "spec.ipipMode", spec.ipip_mode, "set one of the two to Never")
     if ipip and cidr.version == 6:
         fail("IPIP carries IPv4 only", "spec.ipipMode", spec.ipip_mode)
-    selects(spec.node_selector, "spec.nodeSelector")
+    selects_without_global(spec.node_selector, "spec.nodeSelector")
     if spec.namespace_selector:
-        selects(spec.namespace_selector, "spec.namespaceSelector")
+        selects_without_global(spec.namespace_selector, "spec.namespaceSelector")
         if "Tunnel" in spec.allowed_uses:
             fail(
                 "cannot be combined with the use Tunnel",

@@ -8,7 +8,6 @@ from typing import Any
 
 from calipy.datastore.gojson import Member, members
 from calipy.datastore.kinds.base import Enum, GoStruct, Length, OmitZero, Pattern, Range, Required, Unique
-from calipy.datastore.kinds.rules import Rule
 from calipy.datastore.validation.fields import fail
 
 
@@ -17,17 +16,14 @@ def _compiled(regex: str) -> re.Pattern[str]:
     return re.compile(regex)
 
 
-def check(struct: GoStruct, path: str, *, lenient_actions: bool = False) -> None:
+def check(struct: GoStruct, path: str) -> None:
     """Check every member that would be written.
 
     Args:
         struct: the spec, or what is in it.
         path: where it stands.
-        lenient_actions: profiles: any action passes.
     """
     for member in members(type(struct)):
-        if lenient_actions and isinstance(struct, Rule) and member.name == "action":
-            continue
         value = getattr(struct, member.attribute)
         field = f"{path}.{member.name}"
         if not _is_written(member, value):
@@ -38,12 +34,12 @@ def check(struct: GoStruct, path: str, *, lenient_actions: bool = False) -> None
             continue
         _check_value(value, member.marks, field)
         if isinstance(value, GoStruct):
-            check(value, field, lenient_actions=lenient_actions)
+            check(value, field)
         elif isinstance(value, tuple):
             for index, item in enumerate(value):
                 _check_value(item, member.item_marks, f"{field}[{index}]")
                 if isinstance(item, GoStruct):
-                    check(item, f"{field}[{index}]", lenient_actions=lenient_actions)
+                    check(item, f"{field}[{index}]")
 
 
 def _is_written(member: Member, value: Any) -> bool:
