@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
 from calipy.bgp import plan as planning
-from calipy.cli import manifest, render
-from calipy.cli.resource import datastore_options
+from calipy.cli import files, render
+from calipy.cli.options import datastore_options
 from calipy.cli.routers import ask_bgpd
 from calipy.cli.session import check_release, current
 from calipy.datastore import validation
@@ -141,13 +141,19 @@ def _echo_elsewhere(found: dict[str, Any]) -> None:
 
 
 @command.command()
-@click.option(
-    "-f", "--filename", "file", type=click.File(), required=True, help="File with resources, YAML or JSON; - for stdin."
-)
+@files.file_options(required=True)
 @click.option("--delete", "deleting", is_flag=True, help="Plan the deletion of the file's resources.")
 @_FORM
 @datastore_options
-def plan(file: TextIO, deleting: bool, output: str, config_file: str | None, allow_version_mismatch: bool) -> None:
+def plan(
+    filename: str,
+    recursive: bool,
+    skip_empty: bool,
+    deleting: bool,
+    output: str,
+    config_file: str | None,
+    allow_version_mismatch: bool,
+) -> None:
     """Show what applying a file would do to the BGP sessions of all nodes; nothing is written.
 
     The file's Nodes, BGPPeers and BGPConfigurations are laid over the datastore's. Sessions are added, removed, changed
@@ -159,10 +165,12 @@ def plan(file: TextIO, deleting: bool, output: str, config_file: str | None, all
       calipy bgp plan -f reflectors.yaml
       calipy bgp plan -f reflectors.yaml --delete -o json
     """
-    resources = [one for one in manifest.read(file.read()) if one.kind in planning.KINDS]
-    if not resources:
+    told = files.resources(filename, namespace=None, recursive=recursive, skip_empty=skip_empty)
+    resources = [one for one in told if one.kind in planning.KINDS]
+    if not resources and not skip_empty:
+        remedy = ", ".join(planning.KINDS)
         raise InvalidInputError(
-            "nothing that BGP sessions depend on", field="--filename", value=file.name, remedy=", ".join(planning.KINDS)
+            "nothing that BGP sessions depend on", field="--filename", value=filename, remedy=remedy
         )
     for resource in resources:
         validation.check(resource)

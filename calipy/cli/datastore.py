@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from msgspec.structs import replace
 
+from calipy.cli.options import config_option
 from calipy.cli.session import current
 from calipy.datastore import codec
 from calipy.datastore.client import Client
@@ -25,7 +26,7 @@ def migrate() -> None:
 
 
 @migrate.command()
-@click.option("--config", "config_file", help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].")
+@config_option
 def lock(config_file: str | None) -> None:
     """Make agents stop and refuse pods, until unlocked.
 
@@ -38,7 +39,7 @@ def lock(config_file: str | None) -> None:
 
 
 @migrate.command()
-@click.option("--config", "config_file", help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].")
+@config_option
 def unlock(config_file: str | None) -> None:
     """Let agents go on.
 
@@ -58,7 +59,7 @@ async def _set_ready(client: Client, *, ready: bool) -> None:
 
 
 @command.command("migrate-policy-names")
-@click.option("--config", "config_file", help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].")
+@config_option
 def migrate_policy_names(config_file: str | None) -> None:
     """Copy policies that older releases stored as default.NAME to NAME, and delete the old ones.
 

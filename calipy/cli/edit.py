@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from calipy.cli import manifest
 from calipy.cli.kindnames import kind_of
-from calipy.cli.resource import datastore_options, refuse_read_only, title_of
+from calipy.cli.options import datastore_options
+from calipy.cli.resource import refuse_read_only, title_of
 from calipy.cli.session import check_release, current
 from calipy.datastore import codec, gojson
 from calipy.datastore.client import ATTEMPTS, AnyResource, Client

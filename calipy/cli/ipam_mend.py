@@ -46,17 +46,18 @@ async def _split(place: Place, number: int, cidr: str | None, name: str | None) 
 
 @click.command()
 @click.option("--show-all-ips", is_flag=True, help="Also list every allocated address and who uses it.")
+@click.option("--show-problem-ips", is_flag=True, help="As without it: findings always name their addresses.")
 @click.option(
     "-o",
     "--output",
     "output",
     default="table",
     show_default=True,
-    metavar="table|json|FILE",
+    metavar="table|json|yaml|FILE",
     help="How to print it; or a file for the report, which release --from-report takes.",
 )
 @config_option
-def check(show_all_ips: bool, output: str) -> None:
+def check(show_all_ips: bool, show_problem_ips: bool, output: str) -> None:
     """Check that blocks, handles, affinities, endpoints and nodes fit together.
 
     Every finding is explained with its evidence. Nothing is changed.
@@ -67,7 +68,8 @@ def check(show_all_ips: bool, output: str) -> None:
       calipy ipam check --show-all-ips -o json
       calipy ipam check -o report.json
     """
-    if output in {"table", "json"}:
+    del show_problem_ips  # calicoctl's; what it asks for is shown in any case
+    if output in {"table", "json", "yaml"}:
         do(lambda place: _check(place, show_all=show_all_ips, file=None), output)
     else:
         do(lambda place: _check(place, show_all=show_all_ips, file=Path(output)))

@@ -7,7 +7,6 @@ cases go through the same parsing and the same code.
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, TypeAlias
 import click
 
 from calipy import clock
+from calipy.cli.render import structured
 from calipy.cli.session import current
 from calipy.datastore.ipam import IPAMConfig
 from calipy.datastore.store import Store
@@ -47,9 +47,9 @@ class Output:
     exit_code: int = 0
 
     def shown(self, form: str) -> str:
-        """The text to print: ``table`` or ``json``."""
-        if form == "json":
-            return json.dumps(self.document, indent=2) + "\n"
+        """The text to print: ``table``, ``json`` or ``yaml``."""
+        if form != "table":
+            return structured(self.document, form) + "\n"
         shown = table(self.columns, self.rows) if self.columns else ""
         return shown + (self.text + "\n" if self.text else "")
 
@@ -102,14 +102,16 @@ def _remember(context: click.Context, parameter: click.Parameter, value: str | N
 
 
 config_option = click.option(
+    "-c",
     "--config",
     "config_file",
+    metavar="FILE",
     expose_value=False,
     callback=_remember,
     help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].",
 )
 output_option = click.option(
-    "-o", "--output", "form", type=click.Choice(["table", "json"]), default="table", show_default=True
+    "-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True
 )
 
 

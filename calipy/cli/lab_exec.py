@@ -55,6 +55,7 @@ def execute(
         raise click.ClickException(f"--cmd: {error}") from None
     if not all(argvs):
         raise click.ClickException("--cmd holds no command")
+    _refuse_contradiction(labels)
     by_labels_alone = labels and not shared.topo and not shared.name
     labs = driver.running_labs() if by_labels_alone else [lab_of(shared)]
     nodes = [container for lab in labs for container in lab.containers() if _matches(container["labels"], labels)]
@@ -117,6 +118,16 @@ def _run_one(shared: Shared, lab: Lab, container: Mapping[str, Any], argv: Seque
         shared.say("error", str(error))
         return {"argv": argv, "code": NOT_FOUND, "stdout": "", "stderr": f"{error}\n"}
     return {"argv": argv, "code": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+
+
+def _refuse_contradiction(wanted: Sequence[str]) -> None:
+    """All filters must hold, so two values of one label match nothing: that is a mistake, and no empty result."""
+    values: dict[str, str] = {}
+    for key, *value in (text.split("=") for text in wanted):
+        if len(value) == 1 and values.setdefault(key, value[0]) != value[0]:
+            raise click.UsageError(
+                f"--label {key}: a node has one value, not both {values[key]} and {value[0]}; run the command for each"
+            )
 
 
 def _matches(have: Mapping[str, str], wanted: Sequence[str]) -> bool:

@@ -12,11 +12,12 @@ import click
 from calipy.errors import CalipyError
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "get": ("calipy.cli.resource:get", "Show resources."),
+    "get": ("calipy.cli.get:get", "Show resources."),
     "create": ("calipy.cli.resource:create", "Create the resources of a file."),
     "apply": ("calipy.cli.resource:apply", "Create or change the resources of a file."),
     "replace": ("calipy.cli.resource:replace_command", "Change the resources of a file."),
     "delete": ("calipy.cli.resource:delete", "Delete resources."),
+    "validate": ("calipy.cli.resource:validate", "Check the resources of a file, without a datastore."),
     "label": ("calipy.cli.edit:label", "Set or remove a label of a resource."),
     "patch": ("calipy.cli.edit:patch", "Change parts of a resource."),
     "node": ("calipy.cli.node:command", "Run this host as a node, and see how it is."),

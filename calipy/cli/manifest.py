@@ -67,11 +67,16 @@ def read(text: str, *, namespace: str = "") -> list[Resource[Any, Any]]:
         namespace: the one given on the command line, "" for none.
 
     Raises:
-        InvalidInputError: no document, or one that cannot be read; nothing should be written then.
+        InvalidInputError: a document cannot be read; nothing should be written then.
     """
+    try:
+        return _read(text, namespace)
+    except RecursionError:  # a YAML alias within its own anchor, or thousands of brackets
+        raise InvalidInputError("is nested too deeply, or in itself", field="document", value=text[:40]) from None
+
+
+def _read(text: str, namespace: str) -> list[Resource[Any, Any]]:
     documents = list(_flat(_parse(text)))
-    if not documents:
-        raise InvalidInputError("the file holds no resource")
     resources = []
     for number, document in enumerate(documents, 1):
         try:

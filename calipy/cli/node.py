@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from calipy import log
+from calipy.cli.options import config_option
 from calipy.errors import CalipyError
 from calipy.node.settings import NodeSettings
 
@@ -21,7 +22,7 @@ def command() -> None:
 
 @command.command()
 @click.option("--only", type=click.Choice(["agent", "bgpd"]), help="Run one daemon alone, in the foreground.")
-@click.option("--config", "config_file", default=None, help="Datastore configuration file (calicoctl.cfg).")
+@config_option
 def run(only: str | None, config_file: str | None) -> None:
     """Run the node: the agent (policy, IPAM, pods) and bgpd (BGP), each restarted when it ends.
 
@@ -81,7 +82,7 @@ def status(output: str) -> None:
 
 
 @command.command()
-@click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True)
 def health(output: str) -> None:
     """Ask whether this node is ready; exit status 1 if it is not.
 
@@ -100,8 +101,8 @@ def health(output: str) -> None:
     bgpd = node_status.read().bgpd if settings.networking else nothing
     bgp_ready = bgpd is not None and bool(bgpd["ready"])
     reasons = "no answer" if bgpd is None else "; ".join(map(str, bgpd["reasons"]))
-    if output == "json":
-        print(render.structured({"ready": ready and bgp_ready, "agent": table, "bgpd": reasons}, "json"))
+    if output != "text":
+        print(render.structured({"ready": ready and bgp_ready, "agent": table, "bgpd": reasons}, output))
     else:
         print(table, end="")
         print(f"bgpd: {'ready' if bgp_ready else f'not ready: {reasons}'}")
@@ -109,7 +110,7 @@ def health(output: str) -> None:
 
 
 @command.command()
-@click.option("--config", "config_file", default=None, help="Datastore configuration file (calicoctl.cfg).")
+@config_option
 def startup(config_file: str | None) -> None:
     """Write this node and the default objects into the datastore once, as `node run` does at start.
 
@@ -127,7 +128,7 @@ def startup(config_file: str | None) -> None:
 
 @command.command("allocate-tunnel-addrs")
 @click.option("--run-once", is_flag=True, required=True, help="Do it once and end.")
-@click.option("--config", "config_file", default=None, help="Datastore configuration file (calicoctl.cfg).")
+@config_option
 def allocate_tunnel_addrs(run_once: bool, config_file: str | None) -> None:
     """Give this node the tunnel addresses that its pools ask for, and take back those that none does.
 

@@ -6,34 +6,44 @@ import importlib.metadata
 
 import click
 
+from calipy.cli import render
+from calipy.cli.options import config_option
 from calipy.cli.session import current
 from calipy.datastore.client import Client
 from calipy.errors import CalipyError
 
+_SHOWN = {"clientVersion": "Client Version:", "clusterVersion": "Cluster Version:", "clusterType": "Cluster Type:"}
+
 
 @click.command()
 @click.option("--client", is_flag=True, help="Only this program; do not ask the datastore.")
-@click.option("--config", "config_file", help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].")
-def command(client: bool, config_file: str | None) -> None:
+@click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
+@config_option
+def command(client: bool, output: str, config_file: str | None) -> None:
     """Show the version of this program, and of the cluster if its datastore can be reached.
 
     \b
     Examples:
       calipy version
       calipy version --client
+      calipy version -o json
     """
-    click.echo(f"Client Version:    {importlib.metadata.version('calipy')}")
-    if client:
-        return
+    found = {"clientVersion": importlib.metadata.version("calipy")}
+    if not client:
 
-    async def work(client: Client) -> tuple[str, str]:
-        information = await client.get("ClusterInformation", "default")
-        return (information.spec.calico_version, information.spec.cluster_type) if information else ("", "")
+        async def work(client: Client) -> dict[str, str]:
+            information = await client.get("ClusterInformation", "default")
+            version, kind = (
+                (information.spec.calico_version, information.spec.cluster_type) if information else ("", "")
+            )
+            return {"clusterVersion": version or "unknown", "clusterType": kind or "unknown"}
 
-    try:
-        version, kind = current(config_file).run(work)
-    except CalipyError as error:
-        click.echo(f"calipy: the cluster's version is unknown: {error}", err=True)
+        try:
+            found |= current(config_file).run(work)
+        except CalipyError as error:
+            click.echo(f"calipy: the cluster's version is unknown: {error}", err=True)
+    if output != "table":
+        click.echo(render.structured(found, output))
         return
-    click.echo(f"Cluster Version:   {version or 'unknown'}")
-    click.echo(f"Cluster Type:      {kind or 'unknown'}")
+    for name, value in found.items():
+        click.echo(f"{_SHOWN[name]:<19}{value}")

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from calipy import api_client
-from calipy.cli.render import as_json, table
+from calipy.cli.render import structured, table
 from calipy.errors import InvalidInputError, NotFoundError
 
 _NAMESPACE = click.option("-n", "--namespace", default="default", show_default=True, help="Namespace of the workload.")
 _OUTPUT = click.option(
-    "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True, help="Output format."
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "yaml"]),
+    default="table",
+    show_default=True,
+    help="Output format.",
 )
 
 
@@ -70,7 +76,7 @@ def add(
         {
             "name": name,
             "namespace": namespace,
-            "labels": dict(_pair(label, "--label") for label in labels),
+            "labels": _labels(labels),
             "netns": _netns_path(netns),
             "ips": list(ips),
             "ports": [_port(port) for port in ports],
@@ -81,8 +87,8 @@ def add(
             "wait": wait,
         },
     )
-    if output == "json":
-        click.echo(as_json(result))
+    if output != "table":
+        click.echo(structured(result, output))
         return
     click.echo(f"workload {namespace}/{name} has {', '.join(result['addresses'])} on {result['interface']}")
     if not result["programmed"]:
@@ -119,8 +125,8 @@ def list_(namespace: str, output: str) -> None:
       calipy workload list -n shop -o json
     """
     found = _call("workload.list", {"namespace": namespace})
-    if output == "json":
-        click.echo(as_json(found))
+    if output != "table":
+        click.echo(structured(found, output))
         return
     rows = [
         [
@@ -165,6 +171,18 @@ def exec_(name: str, namespace: str, argv: tuple[str, ...]) -> None:
 
 def _call(method: str, params: dict[str, Any]) -> Any:
     return api_client.call(api_client.agent_socket(), method, params)
+
+
+def _labels(texts: Sequence[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for text in texts:
+        key, value = _pair(text, "--label")
+        if key in labels:
+            raise InvalidInputError(
+                f"{key} is given twice", field="--label", value=text, remedy=f"one of {key}={labels[key]} and {text}"
+            )
+        labels[key] = value
+    return labels
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:

@@ -62,7 +62,6 @@ def test_texts_survive_being_written_and_read_as_yaml(value: str) -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "no resource"),
         ("a: [", "not YAML"),
         ("kind: Tier", "apiVersion"),
         ("apiVersion: projectcalico.org/v3\nkind: Nonsense", "no such kind"),

@@ -1,0 +1,157 @@
+"""What commands take from files, directories and standard input, and how they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from calipy.cli import workload
+from calipy.cli.main import calipy
+from calipy.cli.session import Session
+from calipy.datastore.client import Client
+from calipy.datastore.memory import MemoryStore
+from calipy.errors import CalipyError, InvalidInputError
+
+NODE = "apiVersion: projectcalico.org/v3\nkind: Node\nmetadata: {{name: {}}}\nspec: {{}}\n"
+SET = "apiVersion: projectcalico.org/v3\nkind: NetworkSet\nmetadata: {{name: {}, namespace: shop}}\nspec: {{}}\n"
+
+
+class MemorySession(Session):
+    """Commands on a store in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client = Client(MemoryStore())
+
+    def run(self, work: Callable[[Client], Awaitable[Any]]) -> Any:
+        async def main() -> Any:
+            return await work(self.client)
+
+        return asyncio.run(main())
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run() -> Run:
+    """Runs a command line on one store in memory."""
+    session = MemorySession()
+    return lambda *arguments, **extra: CliRunner().invoke(calipy, [str(one) for one in arguments], obj=session, **extra)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Resources at two levels, and a file that is none."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "a.yaml").write_text(NODE.format("a"))
+    (tmp_path / "b.yml").write_text(SET.format("b"))
+    (tmp_path / "deep" / "c.json").write_text(json.dumps(yaml.safe_load(NODE.format("c"))))
+    (tmp_path / "readme.txt").write_text("no resources")
+    return tmp_path
+
+
+def refusal(result: Result) -> str:
+    """The error of ours that a command ended with."""
+    assert isinstance(result.exception, CalipyError), result.output
+    return str(result.exception)
+
+
+def test_a_directory_is_its_files(run: Run, directory: Path) -> None:
+    """Of a directory the files with the right suffixes are read, with -R also those further down."""
+    assert run("apply", "-f", directory).stdout == "Node(a) applied\nNetworkSet(shop/b) applied\n"
+    assert run("apply", "-R", "-f", directory).stdout.count("applied") == 3
+    assert run("get", "-R", "-f", directory, "-o", "name").stdout.split() == ["a", "shop/b", "c"]
+    assert run("delete", "-R", "-f", directory).exit_code == 0
+    assert run("delete", "-s", "node", "a").stdout == "Node(a) is left alone\n"
+
+
+def test_an_error_in_a_directory_names_the_file(run: Run, directory: Path) -> None:
+    """Nothing of a directory is written when one file cannot be read, and the file is named."""
+    (directory / "z.yaml").write_text("kind: Tier\n")
+    assert str(directory / "z.yaml") in refusal(run("apply", "-f", directory))
+    assert run("get", "nodes", "-o", "name").stdout == ""
+
+
+@pytest.mark.parametrize("text", ["", "---\n", "# nothing\n", "[]"])
+def test_an_empty_file_is_an_error_unless_that_is_fine(text: str, run: Run, tmp_path: Path) -> None:
+    """A file without resources is refused with the way out, --skip-empty."""
+    file = tmp_path / "empty.yaml"
+    file.write_text(text)
+    for command in ("apply", "create", "replace", "delete", "validate", "get"):
+        assert "--skip-empty" in refusal(run(command, "-f", file))
+        skipped = run(command, "-f", file, "--skip-empty")
+        assert (skipped.exit_code, skipped.stdout) == (0, "No resources specified\n")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"kind: \xff\xfe", "is not UTF-8 (byte 6)"),
+        (b"\x00", "not YAML"),
+        (b"&a [*a]", "in itself"),
+        (b"[" * 100_000, "too deeply"),
+    ],
+)
+def test_files_that_are_no_texts(content: bytes, complaint: str, run: Run, tmp_path: Path) -> None:
+    """Bytes that are no YAML are refused in a sentence, from a file and from standard input."""
+    file = tmp_path / "odd.yaml"
+    file.write_bytes(content)
+    for command in (("apply",), ("bgp", "plan"), ("validate",)):
+        assert complaint in refusal(run(*command, "-f", file))
+    assert complaint in refusal(run("apply", "-f", "-", input=content))
+
+
+def test_get_of_a_file_shows_the_datastore(run: Run, tmp_path: Path) -> None:
+    """With -f the objects that a file names are shown as they are stored, a table for each kind."""
+    file = tmp_path / "both.yaml"
+    file.write_text(f"{NODE.format('a')}---\n{SET.format('b')}")
+    run("apply", "-f", file)
+    run("label", "node", "a", "rack=r1")
+    assert run("get", "-f", file).stdout.splitlines() == ["NAME", "a", "", "NAME", "b"]
+    stored = yaml.safe_load(run("get", "-f", file, "-o", "yaml").stdout)
+    assert [one["metadata"].get("labels") for one in stored] == [{"rack": "r1"}, None]
+    run("delete", "node", "a")
+    assert "Node(a) does not exist" in refusal(run("get", "-f", file))
+    assert "give a kind, or a file" in refusal(run("get"))
+    assert "give a kind, or a file" in refusal(run("get", "nodes", "-f", file))
+
+
+def test_validate_needs_no_datastore(tmp_path: Path) -> None:
+    """Each resource is judged by itself; one that is refused makes the exit status 1."""
+    file = tmp_path / "pools.yaml"
+    pool = "apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {{name: {}}}\nspec: {{cidr: {}}}\n"
+    file.write_text("---\n".join(pool.format(*pair) for pair in (("a", "10.0.0.0/16"), ("b", "10.0.0.1/16"))))
+    result = CliRunner().invoke(calipy, ["validate", "-f", str(file)])
+    assert (result.exit_code, result.stdout) == (1, "IPPool(a) is valid\n")
+    assert "IPPool(b): spec.cidr = '10.0.0.1/16'" in result.stderr
+
+
+@pytest.mark.parametrize(("form", "read"), [("json", json.loads), ("yaml", yaml.safe_load)])
+def test_version_for_programs(form: str, read: Callable[[str], Any], run: Run) -> None:
+    """The version is there as JSON and YAML, with the cluster's where it is asked for."""
+    alone = read(run("version", "--client", "-o", form).stdout)
+    assert set(alone) == {"clientVersion"}
+    assert read(run("version", "-o", form).stdout) == {**alone, "clusterVersion": "unknown", "clusterType": "unknown"}
+
+
+def test_a_label_twice_is_refused() -> None:
+    """Two values for one label are a mistake, and no last one that wins."""
+    assert workload._labels(["a=b", "c=d=e"]) == {"a": "b", "c": "d=e"}
+    with pytest.raises(InvalidInputError, match="a is given twice"):
+        workload._labels(["a=b", "a=c"])
+
+
+def test_filters_that_exclude_each_other() -> None:
+    """Two values of one label can match no node: said, instead of an empty result."""
+    arguments = ["lab", "exec", "--name", "none", "--label", "a=b", "--label", "a=c", "--cmd", "true"]
+    result = CliRunner().invoke(calipy, arguments)
+    assert result.exit_code == 1
+    assert "a node has one value, not both b and c" in result.stderr
