@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
+from typing import Final
 
 from calipy.bgp import filters
-from calipy.bgp.advertise import Originated
+from calipy.bgp.advertise import Originated, inside
 from calipy.bgp.decision import Best
 from calipy.bgp.path import Attributes
-from calipy.bgp.peering import Session
+from calipy.bgp.peering import Session, SessionType
 from calipy.bgp.reflect import Reflector
 from calipy.datastore.resources import BGPFilterSpec
 from calipy.net import IPAddress, Prefix
+
+_WORKLOAD: Final[SessionType] = "local workload"
 
 Exports = Mapping[IPAddress, Mapping[Prefix, Attributes]]
 
@@ -26,7 +29,8 @@ class ExportPolicy:
         originated: this node's own routes.
         sessions: by peer address.
         cluster_id: ours if this node is a reflector.
-        passes_on: which learned prefixes a reflector passes on.
+        passes_on: which learned prefixes are passed on without a filter's word: by a reflector all such, by others
+            those from and to workloads of this node, for which it is the only router.
         filters: BGPFilters by name.
         interface: where a learned prefix leads to, for filters.
     """
@@ -41,7 +45,9 @@ class ExportPolicy:
     @property
     def follows_loc_rib(self) -> bool:
         """Whether a change of the Loc-RIB can change what peers are told."""
-        return self.cluster_id is not None or any(session.filters for session in self.sessions.values())
+        return self.cluster_id is not None or any(
+            session.filters or session.type == _WORKLOAD for session in self.sessions.values()
+        )
 
     def exports(self, loc_rib: Mapping[Prefix, Best], local: Callable[[Session], IPAddress | None]) -> Exports:
         """What each peer is to be told.
@@ -61,7 +67,7 @@ class ExportPolicy:
                 continue
             kind = (
                 session.family, session.external, session.local_as, session.client, session.next_hop,
-                session.filters, address,
+                session.filters, address, session.type == _WORKLOAD,
             )  # fmt: skip
             if kind not in by_kind:
                 by_kind[kind] = self._of(session, loc_rib, address)
@@ -70,9 +76,7 @@ class ExportPolicy:
 
     def _of(self, session: Session, loc_rib: Mapping[Prefix, Best], local: IPAddress) -> Mapping[Prefix, Attributes]:
         own = self.originated.exports(session, local)
-        passed: dict[Prefix, Attributes] = {}
-        if self.cluster_id is not None:
-            passed = Reflector(self.cluster_id, self.passes_on, self.sessions).exports(loc_rib, session, local)
+        passed = self._passed(session, loc_rib, local)
         if not session.filters:
             return passed | own
         every = Reflector(self.cluster_id, lambda _: True, self.sessions).exports(loc_rib, session, local)
@@ -87,6 +91,23 @@ class ExportPolicy:
             if verdict.action == "Accept" or (not verdict.action and (prefix in own or prefix in passed)):
                 accepted[prefix] = verdict.attributes
         return accepted
+
+    def _passed(self, session: Session, loc_rib: Mapping[Prefix, Best], local: IPAddress) -> dict[Prefix, Attributes]:
+        """What a session is told of others' routes without a filter's word."""
+        to_workload = session.type == _WORKLOAD
+        from_workloads = {peer for peer, one in self.sessions.items() if one.type == _WORKLOAD}
+        if self.cluster_id is None and not from_workloads:
+            return {}
+        passed = {
+            prefix: best
+            for prefix, best in loc_rib.items()
+            if (
+                not inside(prefix, self.originated.blocks)  # as with pods' own addresses, the block stands for it
+                if best.path.peer.address in from_workloads
+                else self.cluster_id is not None or to_workload
+            )
+        }
+        return Reflector(self.cluster_id, self.passes_on, self.sessions).exports(passed, session, local)
 
     def kept_back(
         self, session: Session, prefix: Prefix, loc_rib: Mapping[Prefix, Best], local: IPAddress | None

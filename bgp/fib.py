@@ -88,6 +88,10 @@ class Resolver:
         """The resolution as last looked up."""
         return self._resolved.get(next_hop)
 
+    def interfaces(self) -> set[str]:
+        """Interfaces that lead to next hops. O(next hops)."""
+        return {hop.interface for found in self._resolved.values() if found for hop in found.hops}
+
     def hops(self) -> dict[IPAddress, tuple[NextHop, ...]]:
         """How each next hop is reached now, to see what a refresh has changed."""
         return {hop: found.hops for hop, found in self._resolved.items() if found}

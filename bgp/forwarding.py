@@ -63,7 +63,8 @@ class Forwarding:
                 return bool(dst in self.kernel.failures or self._supports(dst))
             case LinkEvent() | AddressEvent():
                 name = event.name if isinstance(event, LinkEvent) else event.address.interface
-                return not name.startswith("cali")  # pods come and go; no router is behind their interfaces
+                # Pods come and go; few of them are routers.
+                return not name.startswith("cali") or name in self.resolver.interfaces()
             case _:
                 return True
 

@@ -40,6 +40,7 @@ _PEER_TYPES: Final[Mapping[SessionType, str]] = {
     "node specific": "NodePeer",
     "global": "GlobalPeer",
 }
+"""Sessions with workloads have no type there, and are left out as by Calico."""
 NOT_APPLICABLE: Final = "N/A"
 """Gateway of a route that has none, as BIRD's parser in Calico says it."""
 
@@ -93,12 +94,15 @@ def _sessions(facts: Facts) -> NodeBGPStatus:
     peers: dict[Family, list[NodePeer]] = {4: [], 6: []}
     up: dict[Family, int] = {4: 0, 6: 0}
     for peer, state in sorted(facts.sessions.items(), key=lambda item: (item[0].version, int(item[0]))):
+        kind = _PEER_TYPES.get(state.session.type)
+        if kind is None:
+            continue
         family = state.session.family
         up[family] += state.up
         peers[family].append(
             NodePeer(
                 peer_ip=str(peer),
-                type=_PEER_TYPES[state.session.type],
+                type=kind,
                 # A passive end waits in Active too (RFC 4271 8.2.2); ExaBGP tells no step between.
                 state="Established" if state.up else "Active",
                 since=clock.rfc3339(state.since),

@@ -1,8 +1,8 @@
 """What is passed on of what was learned, and with which attributes: route reflection (RFC 4456). Pure.
 
-A node is a reflector if its Node has a ``routeReflectorClusterID``. Other nodes pass nothing on unless a BGPFilter
-accepts it: in a mesh everybody hears of everything at first hand, and towards the fabric each node speaks for itself
-only, so that no node becomes transit for another.
+A node is a reflector if its Node has a ``routeReflectorClusterID``. Other nodes pass nothing on, but for workloads of
+their own that are BGP peers, unless a BGPFilter accepts it: in a mesh everybody hears of everything at first hand, and
+towards the fabric each node speaks for itself only, so that no node becomes transit for another.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Reflector:
     def _passes(self, path: Path, to: Session) -> bool:
         """RFC 4271 9.2.1 and RFC 4456 6: from clients and eBGP to all, from non-clients to clients and eBGP."""
         if path.peer == DATASTORE:
-            return self.cluster_id is not None  # as from a client, which its node would be under BGP
+            # As from a client, which its node would be under BGP.
+            return self.cluster_id is not None or to.type == "local workload"
         source = self.sessions.get(path.peer.address)
         if source is None:
             return False

@@ -30,6 +30,7 @@ from calipy.bgp.kernel import KernelFib
 from calipy.bgp.peering import Peering, Session
 from calipy.bgp.rib import EOR_WAIT, Rib
 from calipy.bgp.sessions import Sessions
+from calipy.bgp.status_directory import StatusDirectory
 from calipy.bgp.view import View
 from calipy.errors import InvalidInputError
 from calipy.net import IPAddress
@@ -42,6 +43,8 @@ DEFER_LONGEST: Final = 60.0
 ``DEFER_SECONDS``, or after ``DEFER_LONGEST``: telling each prefix once is several times faster than as they come."""
 POLL_SECONDS: Final = 0.5
 """While something is waited for that no event tells of."""
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at the endpoints' status files, while a BGPPeer selects workloads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Options:
         router_id: an IPv4 address, ``hash``, or "" for the node's address.
         cluster_routes: ``bgp``, ``datastore``, or "" for what the BGPConfiguration's annotation says.
         memory_limit: bytes beyond which ExaBGP is restarted.
+        status_prefix: where the agent keeps the directory ``endpoint-status``.
     """
 
     run_dir: Path = field(default_factory=api_client.run_dir)
@@ -61,6 +65,7 @@ class Options:
     router_id: str = ""
     cluster_routes: str = ""
     memory_limit: int = MEMORY_LIMIT
+    status_prefix: Path = Path("/var/run/calico")
 
 
 class Router:
@@ -97,6 +102,8 @@ class Router:
         self._owed: set[IPAddress] = set()
         self._depends_on_host = False
         self._hold_until = 0.0
+        self._workloads = StatusDirectory(options.status_prefix)
+        self._look_at = 0.0
 
     # From the speaker: see ``speaker.Owner``
 
@@ -142,6 +149,8 @@ class Router:
         if (linger := self.cluster.next_deadline()) is not None:
             deadlines.append(linger)
         deferring = self.export_policy.cluster_id is not None and not self._reflecting
+        if self.view.asks_for_workloads:
+            deadlines.append(self._look_at)
         if self.forwarding.kernel.stale or self.cluster.retaining or deferring:
             deadlines.append(clock.monotonic() + POLL_SECONDS)
         return min(deadlines)
@@ -153,6 +162,7 @@ class Router:
             KernelError: the kernel's routes cannot be read.
         """
         forwarding = self.forwarding
+        self._look_for_workloads(now)
         if self._depends_on_host and (forwarding.relink or now >= forwarding.repair_at):
             self.view.peering_changed = True
         if self.cluster.choose(self.view.cluster_routes(self.options.cluster_routes), now):
@@ -179,6 +189,15 @@ class Router:
         if self.cluster.retaining and self.cluster.release(now, told=self._all_told(now)):
             self._program()
         forwarding.repair(now)
+
+    def _look_for_workloads(self, now: float) -> None:
+        """Which pods of this node are to have sessions, as long as a BGPPeer asks for any."""
+        if not self.view.asks_for_workloads:
+            self.view.set_workloads(())
+            self._look_at = 0.0
+        elif now >= self._look_at:
+            self._look_at = now + LOOK_SECONDS
+            self.view.set_workloads(self._workloads.read())
 
     def _program(self) -> None:
         if self.forwarding.program():

@@ -44,6 +44,8 @@ def reasons(condition: Condition, states: Mapping[IPAddress, SessionState]) -> l
         return [f"datastore not read yet{f': {condition.datastore}' if condition.datastore else ''}"]
     if condition.speaker:
         return [f"BGP speaker: {condition.speaker}"]
+    # Whether a workload connects is its own affair.
+    states = {peer: state for peer, state in states.items() if state.session.type != "local workload"}
     down = [state for state in states.values() if not state.up]
     if condition.age < EVERYONE_UP_SECONDS:
         waiting = [f"BGP not established with {state.session.peer} ({state.info})" for state in down]

@@ -16,6 +16,7 @@ from calipy.bgp.advertise import Communities, Originated, Pools
 from calipy.bgp.cluster import ANNOTATION, VARIABLE, ClusterRoutesMode, ClusterTable, parse_mode
 from calipy.bgp.fib import Programming
 from calipy.bgp.peering import NodeInfo, Peering, PeeringInputs
+from calipy.bgp.peering_model import WorkloadPeer
 from calipy.datastore import codec, keys
 from calipy.datastore.ipam import CONFIRMED, Block, BlockAffinity
 from calipy.datastore.resources import BGPConfigurationSpec, BGPFilterSpec, BGPPeerSpec, IPPoolSpec, NodeSpec, Resource
@@ -46,6 +47,7 @@ class View:
         problems: what in the datastore cannot be used, by resource.
         filters: BGPFilters by name, live.
         cluster: where every other node's blocks and addresses are.
+        workloads: those of this node that are to peer with it; change it with ``set_workloads``.
     """
 
     hostname: str
@@ -54,6 +56,7 @@ class View:
     problems: dict[str, str] = field(default_factory=dict)
     filters: dict[str, BGPFilterSpec] = field(default_factory=dict)
     cluster: ClusterTable = field(init=False)
+    workloads: tuple[WorkloadPeer, ...] = ()
     _nodes: dict[str, NodeInfo] = field(default_factory=dict)
     _peers: dict[str, BGPPeerSpec] = field(default_factory=dict)
     _configurations: dict[str, BGPConfigurationSpec] = field(default_factory=dict)
@@ -122,12 +125,22 @@ class View:
             case _:
                 pass
 
+    def set_workloads(self, workloads: tuple[WorkloadPeer, ...]) -> None:
+        """What the agent says of workloads of this node that are to peer with it."""
+        self.peering_changed |= workloads != self.workloads
+        self.workloads = workloads
+
     # What follows from it
 
     @property
     def node(self) -> NodeInfo | None:
         """This node."""
         return self._nodes.get(self.hostname)
+
+    @property
+    def asks_for_workloads(self) -> bool:
+        """Whether any BGPPeer selects workloads. O(BGPPeers)."""
+        return any(spec.local_workload_selector for spec in self._peers.values())
 
     @property
     def configuration(self) -> BGPConfigurationSpec:
@@ -160,6 +173,7 @@ class View:
                 },
                 router_id=router_id,
                 mesh=mesh,
+                workloads=self.workloads,
             ),
         )
 
@@ -208,8 +222,9 @@ class View:
         return self.node.cluster_id if self.node else None
 
     def passes_on(self) -> Callable[[Prefix], bool]:
-        """Which learned prefixes a reflector passes on by itself."""
-        pools, services = self.pools(), self.service_ranges()[1]
+        """Which learned prefixes are passed on without a filter's word: in pools, by a reflector services as well."""
+        pools = self.pools()
+        services = self.service_ranges()[1] if self.cluster_id is not None else set()
         return lambda prefix: pools.exports(prefix) or advertise.inside(prefix, services)
 
     def own_prefixes(self) -> frozenset[Prefix]:

@@ -20,6 +20,7 @@ async def _run(node: str, directory: str) -> int:
     options = Options(
         run_dir=run_dir,
         secrets_dir=run_dir / "secrets",
+        status_prefix=run_dir,
         memory_limit=int(os.environ.get("BGPD_MEMORY_LIMIT", MEMORY_LIMIT)),
     )
     return await main(store, node, options)
