@@ -84,6 +84,15 @@ def test_sessions() -> None:
     ]
 
 
+def test_sessions_with_workloads_are_left_out() -> None:
+    """They have no type there, as in Calico, and do not count."""
+    given = facts()
+    mesh = given.sessions[N2].session
+    pod = replace(mesh, peer=ip_address("10.244.1.5"), type="local workload")
+    more = replace(given, sessions={**given.sessions, pod.peer: SessionState(pod, THEN, up=True)})
+    assert report(("BGP",), more, THEN) == report(("BGP",), given, THEN)
+
+
 def test_routes() -> None:
     """Chosen paths and the kernel's own routes are FIB, others RIB; refused paths are not shown."""
     shown = [
