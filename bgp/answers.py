@@ -12,9 +12,10 @@ from calipy.api import Handler
 from calipy.bgp import explain, nodestatus, status
 from calipy.bgp.elsewhere import Reports, elsewhere
 from calipy.bgp.explain import Origin
+from calipy.bgp.kernel import KernelFib
 from calipy.bgp.router import Router
 from calipy.errors import InvalidInputError
-from calipy.net import IPAddress, Prefix, parse_prefix
+from calipy.net import IPAddress, Prefix, Route, parse_prefix
 
 
 class Answers:
@@ -101,7 +102,7 @@ class Answers:
         """The answer to ``explain``: the chain from a prefix's origin to this kernel's route."""
         asked = _prefix(params.get("prefix"))
         router = self._router
-        forwarding, policy = router.forwarding, router.export_policy
+        forwarding, policy, pools = router.forwarding, router.export_policy, router.view.pools()
         kernel = forwarding.kernel
         origin = Origin(*(router.view.cluster.covering(asked) or ()))
         originated, loc_rib = policy.originated, router.rib.loc_rib()
@@ -135,10 +136,21 @@ class Answers:
             kernel=kernel.actual.get(target),
             others=next((route for route in kernel.main_table() if route.dst == target), None),
             failure=failure.reason if failure else "",
+            around=_around(kernel, asked),
+            pooled=any(asked.overlaps(pool) for pool in (*pools.exported, *pools.hidden)),
         )
-        others = router.view.other_nodes(4 if target.version == 4 else 6)
+        # The ways of other nodes to what is not calipy's are not calipy's either.
+        others = {} if explain.is_foreign(facts) else router.view.other_nodes(4 if target.version == 4 else 6)
         there = elsewhere(self.reports, target, others, explain.home(facts), clock.wall())
         return explain.explain(facts).as_json() | {"elsewhere": there}
+
+
+def _around(kernel: KernelFib, asked: Prefix) -> Route | None:
+    """The route that the kernel takes: for an address by all rules and tables, for a prefix by the main table."""
+    if asked.prefixlen == asked.max_prefixlen:
+        return kernel.lookup(asked.network_address)
+    covering = [route for route in kernel.covering(asked.network_address) if route.dst.prefixlen <= asked.prefixlen]
+    return max(covering, key=lambda route: (route.dst.prefixlen, -route.metric), default=None)
 
 
 def _prefix(text: object) -> Prefix:

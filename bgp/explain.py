@@ -5,16 +5,16 @@ origin (whose block) ─► announced (to whom, if it is ours) or learned (from 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from calipy.bgp.advertise import Originated
 from calipy.bgp.cluster import DATASTORE
 from calipy.bgp.decision import Best
 from calipy.bgp.fib import Programming, Resolution
 from calipy.bgp.path import Attributes, Path
-from calipy.net import IPAddress, Prefix, Route, host_prefix
+from calipy.net import PROTO_FELIX, IPAddress, Prefix, Route, host_prefix
 
 Name: TypeAlias = Literal["origin", "announced", "learned", "best", "kernel"]
 
@@ -62,6 +62,8 @@ class Facts:
 
     Attributes:
         kernel: the route to it that bgpd has written, ``others`` whatever route the main table has.
+        around: the route that the kernel takes to it, whoever wrote it and however long its prefix; None for none.
+        pooled: whether a pool holds it, or holds some of it.
         failure: why the kernel refuses bgpd's.
     """
 
@@ -79,6 +81,8 @@ class Facts:
     kernel: Route | None
     others: Route | None
     failure: str
+    around: Route | None = None
+    pooled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,9 @@ def destination(asked: Prefix, origin: Origin, known: Container[Prefix]) -> Pref
 
 def explain(facts: Facts) -> Explanation:
     """The chain for one destination. O(sessions + paths of the prefix)."""
+    if is_foreign(facts):
+        target = facts.target if facts.around is None else facts.around.dst
+        return Explanation(facts.asked, target, facts.hostname, tuple(_foreign(facts)))
     steps = [_origin(facts)]
     if _is_own(facts):
         steps += [_announced(facts), _kernel(facts)]
@@ -157,6 +164,46 @@ def home(facts: Facts) -> str:
     origin = facts.origin
     single = facts.target.prefixlen == facts.target.max_prefixlen
     return (origin.user if single and origin.user else origin.owner) or ""
+
+
+def is_foreign(facts: Facts) -> bool:
+    """Whether it is none of calipy's: in no pool, block or service range, and no peer's route to it is used."""
+    inside = facts.pooled or facts.origin.block is not None or _is_own(facts)
+    used = facts.kernel is not None or facts.failure or any(not path.rejected for path in facts.paths)
+    return not inside and not used
+
+
+def _foreign(facts: Facts) -> Iterator[Step]:
+    yield Step("origin", True, "in no IP pool, IPAM block or service range: not calipy's")
+    if facts.paths:
+        yield Step("learned", True, "what peers tell of it is refused", _learned(facts).details)
+    if facts.around is None:
+        yield Step("kernel", False, "no route: nobody tells of it, and this kernel has no way to it")
+        return
+    route = facts.around
+    prefix = str(route.dst) if route.dst.prefixlen else "default"
+    hops = (
+        f"via {hop.gateway} dev {hop.interface}" if hop.gateway else f"dev {hop.interface}" for hop in route.next_hops
+    )
+    way = ", ".join(hops)
+    text = f"{prefix} {way or route.kind} proto {_PROTOCOLS.get(route.protocol, route.protocol)}"
+    yield Step("kernel", route.kind not in _DEAD_ENDS, text)
+
+
+_PROTOCOLS: Final = {
+    1: "redirect",
+    2: "kernel",
+    3: "boot",
+    4: "static",
+    9: "ra",
+    11: "zebra",
+    12: "bird",
+    16: "dhcp",
+    PROTO_FELIX: "calipy-felix",
+    186: "bgp",
+}
+"""Who wrote a route, as ``ip route`` names it."""
+_DEAD_ENDS: Final = frozenset({"blackhole", "unreachable", "prohibit"})
 
 
 def _is_own(facts: Facts) -> bool:

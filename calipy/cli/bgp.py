@@ -111,7 +111,8 @@ def explain(prefix: str, output: str) -> None:
 
     From the block it belongs to, over the peers that it is announced to or learned from and the best path, to the
     kernel's route. Exits with 1 if the chain breaks. Then what other nodes have, as far as they publish it: those for
-    which a CalicoNodeStatus with the class Routes exists.
+    which a CalicoNodeStatus with the class Routes exists. Of what is in no pool, block or service range only the
+    kernel's own route is shown; without any, the chain breaks there.
 
     \b
     Examples:

@@ -45,6 +45,13 @@ def test_each_link_of_the_chain(bgp_lab: BgpLab, monkeypatch: pytest.MonkeyPatch
     eventually("told", lambda: not ask(n1, "10.244.1.0/26")["broken"])
     own = next(step for step in ask(n1, "10.244.1.0/26")["steps"] if step["step"] == "announced")
     assert "10.77.1.2 (n2): told" in own["details"]
+    foreign = ask(n1, "198.51.100.7")
+    assert (foreign["prefix"], foreign["broken"], foreign["elsewhere"]["unknown"]) == ("0.0.0.0/0", "", [])
+    assert foreign["steps"][-1]["text"].startswith("default via 10.77.1.254 dev eth0")
+    assert ask(n1, "10.77.1.2")["steps"][-1]["text"] == "10.77.1.0/24 dev eth0 proto kernel"
+    assert ask(n1, "198.51.100.0/24")["prefix"] == "0.0.0.0/0"
+    assert "no way to it" in ask(n1, "2001:db8::1")["broken"]
+    assert ask(n1, "10.244.9.9")["broken"], "in a pool, but nobody's"
     monkeypatch.setenv("CALIPY_RUN_DIR", str(n1.directory))
     shown = CliRunner().invoke(command, ["explain", "10.244.4.1"])
     assert "BREAKS" in shown.output

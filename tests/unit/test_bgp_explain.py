@@ -106,6 +106,27 @@ def test_left_to_the_agent() -> None:
     assert explain(replace(overlay, others=None, origin=Origin())).steps[-1].ok
 
 
+def test_what_is_not_calipys() -> None:
+    """Outside of pools, blocks and service ranges the kernel's own way decides; without one it is unreachable."""
+    asked: Prefix = ip_network("8.8.8.8/32")
+    default = Route(ip_network("0.0.0.0/0"), "unicast", (NextHop(N2, "eth0"),), 3)
+    foreign = replace(WORKING, asked=asked, target=asked, origin=Origin(), pooled=False, others=None, **SILENT)
+    found = explain(replace(foreign, around=default))
+    assert (steps(found), found.broken, found.target) == ("origin kernel", "", default.dst)
+    assert "not calipy's" in found.steps[0].text
+    assert found.steps[1].text == "default via 10.0.0.2 dev eth0 proto boot"
+    assert "no route" in explain(foreign).broken
+    assert not explain(replace(foreign, around=replace(default, kind="unreachable", next_hops=()))).steps[-1].ok
+    refused = explain(replace(foreign, around=default, paths=(replace(PATH, rejected="in no pool"),)))
+    assert (steps(refused), refused.broken) == ("origin learned kernel", "")
+    assert "refused: in no pool" in refused.steps[1].details[0]
+    assert "no peer tells of it" in explain(replace(foreign, around=default, pooled=True)).broken
+    told = explain(
+        replace(foreign, around=default, paths=(PATH,), best=Best(PATH, "only path", (PATH,), 1), kernel=ROUTE)
+    )
+    assert steps(told) == "origin learned best kernel", "what a peer tells, and bgpd has written, is calipy's"
+
+
 def test_the_destination_is_the_longest_match_that_should_be() -> None:
     """A borrowed address counts by itself, others by their block, even if only a default route is there."""
     address, default = ip_network("10.244.2.7/32"), ip_network("0.0.0.0/0")
