@@ -134,6 +134,7 @@ class Felix:
         self._flushed_revision = 0
         self._applied_revision = 0
         self._batch = telemetry.Batch()
+        self._said: frozenset[str] = frozenset()
         self._last: ApplyReport | None = None
         self._applied_at: float | None = None
         self._busy_since: float | None = None
@@ -279,6 +280,8 @@ class Felix:
                 # Who only looked after the kernel, and found all well, has changed no endpoint's state.
                 quiet = self._batch == telemetry.Batch() and report.ok and self._last is not None and self._last.ok
                 self._version += not quiet
+                if not quiet:
+                    self._warn()
                 telemetry.applied(self._batch, report.seconds, first=self._last is None, failed=not report.ok)
                 self._batch = telemetry.Batch()
                 self._last, self._applied_at = report, self._clock()
@@ -312,6 +315,13 @@ class Felix:
             self.reconfigured.set()
         self._batch.messages += telemetry.flushed(changes)
         return changes
+
+    def _warn(self) -> None:
+        """Log what the graph has come to warn of; ``status`` tells it as long as it holds."""
+        warnings = frozenset(self._graph.warnings)
+        for warning in sorted(warnings - self._said):
+            _logger.warning("the datastore asks for what cannot be done", warning=warning)
+        self._said = warnings
 
     async def _wait(self, deadline: float | None) -> None:
         """Wait for news, or until ``deadline``."""

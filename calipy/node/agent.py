@@ -46,7 +46,7 @@ from calipy.node.settings import LIB_DIR, NodeSettings, etcd_config
 logger = log.get("agent")
 
 STARTUP_RETRY_SECONDS = 1.0
-METRICS_RETRY_SECONDS = 5.0
+LISTEN_RETRY_SECONDS = 5.0
 LEAK_SECONDS = 300.0
 """Shortest grace period that sets the pace of looking for leaks; Calico's where none is given."""
 
@@ -74,6 +74,8 @@ class Agent:
         self.host_endpoints = AutoHostEndpoints(self.client, settings.name)
         self.health = Health()
         self._watchdog = AgentParameters().watchdog
+        self._parameter_problems: tuple[str, ...] = ()
+        self._health_problem = ""
         self._datastore_problem = "not connected yet"
         self._stop = asyncio.Event()
         self._pools_changed = asyncio.Event()
@@ -84,18 +86,8 @@ class Agent:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
-        for name in ("startup", "datastore", "felix"):
+        for name in ("startup", "datastore", "felix", "parameters"):
             self.health.register(name)
-        settings = self.settings
-        server = HttpServer(
-            pages(self.health, self._report),
-            host=settings.health_host,
-            port=settings.health_port,
-            purpose="health checks",
-            remedy="set FELIX_HEALTHPORT or FELIX_HEALTHHOST, or FELIX_HEALTHENABLED=false",
-        )
-        if settings.health_enabled:
-            await server.start()
         api = Server(api_client.agent_socket(), {"status": self.status, **self.workloads.handlers()})
         parts = (
             self._announce_node(),
@@ -106,6 +98,7 @@ class Agent:
             self.felix.run(),
             self.reporting.run(),
             self._follow_parameters(),
+            self._serve_health(),
             self._stop.wait(),
         )
         async with api:
@@ -114,7 +107,6 @@ class Agent:
             for task in tasks:
                 task.cancel()
             results = await asyncio.gather(*tasks, return_exceptions=True)
-        await server.stop()
         await self.metrics.stop()
         await self.store.close()
         failures = [r for r in results if isinstance(r, Exception)]
@@ -167,9 +159,33 @@ class Agent:
         async for batch in self.syncer.run():
             self._on_events(batch)
 
+    async def _serve_health(self) -> None:
+        """Answer ``/readiness`` and ``/liveness``, as soon as the port is free."""
+        settings = self.settings
+        server = HttpServer(
+            pages(self.health, self._report),
+            host=settings.health_host,
+            port=settings.health_port,
+            purpose="health checks",
+            remedy="set FELIX_HEALTHPORT or FELIX_HEALTHHOST, or FELIX_HEALTHENABLED=false",
+        )
+        while settings.health_enabled:
+            try:
+                await server.start()
+                self._health_problem = ""
+                break
+            except CalipyError as error:
+                if str(error) != self._health_problem:
+                    logger.warning("nobody can ask for the agent's health; trying again", reason=str(error))
+                self._health_problem = str(error)
+                await asyncio.sleep(LISTEN_RETRY_SECONDS)
+        try:
+            await self._stop.wait()
+        finally:
+            await server.stop()
+
     async def _follow_parameters(self) -> None:
         """Serve metrics and report statuses as the configuration says, when it changes."""
-        said: tuple[str, ...] = ()
         while True:
             self.felix.reconfigured.clear()
             parameters = AgentParameters.from_parameters(self.felix.parameters)
@@ -183,10 +199,10 @@ class Agent:
                 await self.metrics.configure(parameters.metrics)
             except CalipyError as error:
                 problems.append(str(error))
-                retry = METRICS_RETRY_SECONDS
-            if problems and tuple(problems) != said:
+                retry = LISTEN_RETRY_SECONDS
+            if problems and tuple(problems) != self._parameter_problems:
                 logger.error("the configuration cannot be followed in full", problems=problems)
-            said = tuple(problems)
+            self._parameter_problems = tuple(problems)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(retry):  # wait_for of Python 3.11 can lose a cancellation
                     await self.felix.reconfigured.wait()
@@ -235,6 +251,8 @@ class Agent:
         live = felix.busy_seconds <= self._watchdog
         detail = "; ".join(felix.reasons) or "the kernel is as it should be"
         self.health.report("felix", live=live, ready=felix.ready and live, detail=detail)
+        warnings = "; ".join(self._parameter_problems)
+        self.health.report("parameters", ready=True, detail=f"warning: {warnings}" if warnings else "followed")
 
     async def status(self, _: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer to ``status``."""
@@ -246,6 +264,7 @@ class Agent:
             "since": clock.rfc3339(self.since),
             "ready": self.health.ready,
             "reasons": [f"{line.name}: {line.detail}" for line in self.health.lines() if not line.ready],
+            "warnings": [*filter(None, [self._health_problem]), *self._parameter_problems],
             "felix": felix_document(felix),
             "undecodable": {path: str(error) for path, error in self.syncer.problems.items()},
         }

@@ -87,7 +87,8 @@ def text(status: NodeStatus) -> str:
             f"calipy agent is running (pid {status.agent['pid']}), {_state(status.agent)}; "
             f"{up} of {len(endpoints)} local endpoints up."
         )
-        lines += [f"warning: {warning}" for warning in status.agent["felix"].get("warnings", ())]
+        warnings = (*status.agent.get("warnings", ()), *status.agent["felix"].get("warnings", ()))
+        lines += [f"warning: {warning}" for warning in warnings]
     if status.bgpd is None:
         lines.append(f"calipy bgpd does not answer: {status.bgpd_problem}")
         return "\n".join(lines) + "\n"

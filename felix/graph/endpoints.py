@@ -135,7 +135,7 @@ def local(key: ResourceKey, resource: Resource[WorkloadEndpointSpec, Any], hostn
         ),
         spec.profiles,
         spec.allow_spoofed_source_prefixes,
-        _dscp(resource, spec.qos_controls.dscp if spec.qos_controls else None),
+        _dscp(resource)[0],
     )
 
 
@@ -164,7 +164,7 @@ def local_host(key: ResourceKey, resource: Resource[HostEndpointSpec, Any], host
         raise InvalidInputError(
             "no interface", field="spec.interfaceName", value="", remedy="name it, or give spec.expectedIPs"
         )
-    return LocalHostEndpoint(key.name, spec.interface_name, addresses, spec.profiles, _dscp(resource))
+    return LocalHostEndpoint(key.name, spec.interface_name, addresses, spec.profiles, _dscp(resource)[0])
 
 
 def network_set(key: ResourceKey, resource: Resource[NetworkSetSpec | GlobalNetworkSetSpec, Any]) -> Labelled:
@@ -189,13 +189,28 @@ def network_set(key: ResourceKey, resource: Resource[NetworkSetSpec | GlobalNetw
     return Labelled(Member(tuple(nets)), labels, parents)
 
 
-def _dscp(resource: Resource[Any, Any], given: int | str | None = None) -> int | None:
-    """The code point of what an endpoint sends: what its spec says, else its annotation; None also for a bad one.
+def ignored(resource: Resource[Any, Any]) -> str:
+    """What a valid endpoint asks for and does not get, because nothing can be meant by it; "" for nothing."""
+    return _dscp(resource)[1]
 
-    Calico looks at the annotation of host endpoints only; pods' becomes part of the spec when the endpoint is made.
+
+def _dscp(resource: Resource[Any, Any]) -> tuple[int | None, str]:
+    """The code point of what an endpoint sends: what its spec says, else its annotation; and what is wrong with it.
+
+    Calico takes any text here and then leaves packets as they are. It looks at the annotation of host endpoints only;
+    pods' becomes part of the spec when the endpoint is made.
     """
-    value = resource.metadata.annotations.get(dscp.ANNOTATION) if given is None else given
-    return None if value is None else dscp.number(value)
+    controls = getattr(resource.spec, "qos_controls", None)
+    value, field = (controls.dscp if controls else None), "spec.qosControls.dscp"
+    if value is None:
+        value, field = resource.metadata.annotations.get(dscp.ANNOTATION), f"metadata.annotations[{dscp.ANNOTATION}]"
+    if value is None:
+        return None, ""
+    point = dscp.number(value)
+    return point, "" if point is not None else (
+        f"{field} = {value!r} is ignored, packets are not marked: give 0 to {dscp.LARGEST}, DF, EF, AF11 to AF43 or "
+        "CS0 to CS6"
+    )
 
 
 def _addresses(texts: tuple[str, ...], field: str) -> tuple[str, ...]:

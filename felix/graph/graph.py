@@ -53,12 +53,14 @@ class Graph:
 
     Attributes:
         problems: key → why its object is treated as absent.
+        ignored: key of a local endpoint → what it asks for in vain.
         datastore_ready: ClusterInformation's flag; None when it does not say. Felix must not program anything unless
             it is True.
     """
 
     def __init__(self, hostname: str, environment: Mapping[str, str] | None = None) -> None:
         self.problems: dict[Key, str] = {}
+        self.ignored: dict[Key, str] = {}
         self.datastore_ready: bool | None = None
         self._hostname = hostname
         self._in_sync = False
@@ -139,9 +141,10 @@ class Graph:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What configurations say that cannot be meant, and objects that are treated as absent. O(pools + problems)."""
+        """What configurations and objects say that cannot be meant. O(pools + problems)."""
         absent = (f"{key} is treated as absent: {problem}" for key, problem in self.problems.items())
-        return (*disputes(self._tunnels.in_use(), self._owned, self._bgps), *absent)
+        ignored = (f"{key}: {what}" for key, what in self.ignored.items())
+        return (*disputes(self._tunnels.in_use(), self._owned, self._bgps), *absent, *ignored)
 
     def _report(self, key: Key, problem: str) -> None:
         if problem:
@@ -162,7 +165,7 @@ class Graph:
                 self._report(key, str(error))
         elif self._spoofers:
             self._spoofers.pop(key, None)
-        self._set_endpoint(key, item, local)
+        self._set_endpoint(key, value, item, local)
 
     def _on_host_endpoint(self, key: ResourceKey, value: Any) -> None:
         item = local = None
@@ -174,15 +177,20 @@ class Graph:
             except InvalidInputError as error:
                 item = local = None
                 self._report(key, str(error))
-        self._set_endpoint(key, item, local)
+        self._set_endpoint(key, value, item, local)
 
     def _set_endpoint(
         self,
         key: ResourceKey,
+        value: Any,
         item: endpoints.Labelled | None,
         local: endpoints.LocalEndpoint | endpoints.LocalHostEndpoint | None,
     ) -> None:
         self._set_member(key, item)
+        if local is not None and (ignored := endpoints.ignored(value)):
+            self.ignored[key] = ignored
+        elif self.ignored:
+            self.ignored.pop(key, None)
         if item is None or local is None:
             self._active.remove_endpoint(key)
             self._peers.remove_endpoint(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def test_ready_and_live_when_all_is_well(lab: Lab) -> None:
     until(lambda: readiness(lab)[0] == 200, timeout=PATIENCE)
     status, table = get(node, "/liveness", port=PORT)
     assert status == 200
-    assert [line.split()[0] for line in table.splitlines()[1:]] == ["startup", "datastore", "felix"]
+    assert [line.split()[0] for line in table.splitlines()[1:]] == ["startup", "datastore", "felix", "parameters"]
     with pytest.raises(ConnectionRefusedError):
         get(world, "/liveness", host=node.ip, port=PORT)
 
@@ -109,6 +110,20 @@ def test_without_its_tools_it_does_not_start(lab: Lab, tools: Path) -> None:
     said = node.agent.log.read_text()[before:]
     assert "cannot do that" in said
     assert not readiness(lab)[0]
+
+
+def test_a_port_that_is_taken_is_told_and_tried_again(lab: Lab) -> None:
+    """The agent works all the same, says in its status what to do, and answers probes once the port is free."""
+    [node] = lab.nodes
+    node.agent.stop()
+    with node.ns.call(socket.create_server, ("127.0.0.1", PORT)):
+        node.agent.start()
+        [warning] = until(node.warnings, timeout=PATIENCE)
+        assert f"localhost:{PORT}" in warning
+        assert "FELIX_HEALTHPORT" in warning
+        lab.sync()
+    until(lambda: readiness(lab)[0] == 200, timeout=PATIENCE)
+    assert node.warnings() == []
 
 
 def test_a_hang_answers_nobody(lab: Lab) -> None:

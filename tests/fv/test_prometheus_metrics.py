@@ -55,13 +55,19 @@ def test_off_unless_asked_for_then_on_localhost_alone(lab: Lab) -> None:
 
 
 def test_a_port_that_is_taken_harms_nothing_else(lab: Lab) -> None:
-    """The agent goes on, and serves metrics once the port is free: here, where it listens for health checks."""
+    """The agent goes on and says what to do, and serves metrics once it can: the port is that of its health checks."""
     [node] = lab.nodes
     lab.apply(felix_configuration(prometheusMetricsEnabled=True, prometheusMetricsPort=9099))
-    until(lambda: "cannot listen for metrics on localhost:9099" in node.agent.log.read_text(), timeout=PATIENCE)
+    [warning] = until(node.warnings, timeout=PATIENCE)
+    assert "cannot listen for metrics on localhost:9099" in warning
+    assert "PrometheusMetrics" in warning
     assert node.agent.status()["ready"]
+    answer, table = get(node, "/readiness", port=9099)
+    assert answer == 200
+    assert warning in table
     lab.apply(felix_configuration(prometheusMetricsEnabled=True))
     until(lambda: metrics(node), timeout=PATIENCE)
+    assert node.warnings() == []
 
 
 def test_nothing_but_metrics_on_the_port(served: Lab) -> None:

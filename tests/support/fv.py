@@ -74,6 +74,13 @@ class Node(Site):
             return {}
         return found
 
+    def warnings(self) -> list[str]:
+        """What the agent itself warns of, apart from Felix; [] if it does not answer."""
+        try:
+            return list(self.agent.status()["warnings"])
+        except AgentUnavailableError:
+            return []
+
 
 @dataclass(eq=False, repr=False)
 class Pod(Site):

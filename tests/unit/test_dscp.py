@@ -100,6 +100,30 @@ def test_a_pods_endpoint_says_it(qos: dict[str, Any] | None, annotations: dict[s
     assert sent.dscp == 1
 
 
+def test_a_value_that_is_none_is_warned_of_where_it_stands() -> None:
+    """Calico takes it: so the endpoint is in force, and the node it is on says which field to mend, until it is."""
+    graph = Graph("n1")
+    graph.on_in_sync()
+    spec = {"orchestrator": "k8s", "pod": "web", "endpoint": "eth0", "interfaceName": "cali1"}
+    spec |= {"ipNetworks": ["10.65.0.2/32"]}
+    bad = {**spec, "qosControls": {"dscp": 64}}
+    here = make("WorkloadEndpoint", "n1-k8s-web-eth0", {**bad, "node": "n1"}, namespace="shop")
+    there = make("WorkloadEndpoint", "n2-k8s-web-eth0", {**bad, "node": "n2"}, namespace="shop")
+    host_spec = {"node": "n1", "interfaceName": "eth0"}
+    host = make("HostEndpoint", "h", host_spec, annotations={dscp.ANNOTATION: "AF99"})
+    for key, value in (here, there, host):
+        graph.on_update(key, value)
+    assert graph.flush().endpoints
+    pod, uplink = graph.warnings
+    assert "n1-k8s-web-eth0" in pod
+    assert "spec.qosControls.dscp = 64 is ignored" in pod
+    assert f"metadata.annotations[{dscp.ANNOTATION}] = 'AF99' is ignored" in uplink
+    assert "0 to 63" in pod
+    graph.on_update(*make("WorkloadEndpoint", "n1-k8s-web-eth0", {**spec, "node": "n1"}, namespace="shop"))
+    graph.on_update(host[0], None)
+    assert not graph.warnings
+
+
 def test_a_host_endpoint_says_it_by_annotation() -> None:
     """So do host endpoints; a change of the annotation alone reaches the dataplane."""
     graph = Graph("n1")

@@ -53,7 +53,9 @@ def test_text_names_processes_and_reasons() -> None:
 def test_warnings_are_shown() -> None:
     """Such as a tunnel that the pools ask for and that cannot be."""
     warned = {**AGENT, "felix": {**AGENT["felix"], "warnings": ["this kernel has no IPIP driver"]}}
-    assert "\nwarning: this kernel has no IPIP driver\n" in text(NodeStatus(warned, "", BGPD, ""))
+    warned["warnings"] = ["cannot listen for metrics"]
+    shown = text(NodeStatus(warned, "", BGPD, ""))
+    assert "\nwarning: cannot listen for metrics\nwarning: this kernel has no IPIP driver\n" in shown
 
 
 def test_a_silent_daemon_is_named_and_hides_nothing_else() -> None:
