@@ -14,8 +14,8 @@ from typing import Any, Final
 import yaml
 from msgspec.structs import replace
 
-from calipy.datastore import codec, gojson
-from calipy.datastore.kinds.meta import API_VERSION, NoStatus, ObjectMeta, Resource
+from calipy.datastore import codec, gojson, validation
+from calipy.datastore.kinds.meta import API_VERSION, ObjectMeta, Resource
 from calipy.datastore.resources import KINDS
 from calipy.errors import InvalidInputError
 
@@ -154,10 +154,7 @@ def _resource(document: Any, namespace: str) -> Resource[Any, Any]:
     resource = codec.read_document(document, kind)
     for path in gojson.unknown_members(resource):
         raise InvalidInputError(f"{path}: no such field", remedy=f"check its spelling and place; {kind} has none of it")
-    if wanted.status is NoStatus and "status" in document:
-        raise InvalidInputError("status: no such field", remedy=f"remove it; {kind} has none")
-    for path in gojson.missing_members(wanted.spec, document.get("spec"), "spec"):
-        raise InvalidInputError("must be given", field=path, value=None)
+    validation.check_document(document, kind)
     refuse_copied(kind, resource.metadata.name)
     return replace(resource, metadata=_placed(resource.metadata, wanted.namespaced, namespace, kind))
 
@@ -193,7 +190,7 @@ def _placed(metadata: ObjectMeta, namespaced: bool, namespace: str, kind: str) -
 def _from_kubernetes(version: Any, kind: Any, document: dict[str, Any], namespace: str) -> Resource[Any, Any] | None:
     from calipy.policy import kubernetes  # noqa: PLC0415 - rarely needed
 
-    if isinstance(document.get("metadata"), dict) and kind in {"NetworkPolicy", "ServiceAccount"}:
+    if isinstance(document.get("metadata"), dict) and kind in ("NetworkPolicy", "ServiceAccount"):
         metadata = document["metadata"]
         document = {
             **document,

@@ -199,6 +199,7 @@ class Client:
         ``create`` and ``update``.
         """
         if await self._exists(resource):
+            await relations.check_tier(self, defaults.fill(resource))
             return await self.replace(resource)
         try:
             return await self.create(resource)

@@ -64,7 +64,9 @@ def _policy(resource: Resource[Any, Any]) -> Resource[Any, Any]:
     spec = replace(resource.spec, tier=resource.spec.tier or "default")
     if hasattr(spec, "staged_action"):
         spec = replace(spec, staged_action=spec.staged_action or "Set")
-    if not spec.types and getattr(spec, "staged_action", "") != "Delete":
+    if getattr(spec, "staged_action", "") == "Delete":
+        spec = replace(spec, types=())
+    elif not spec.types:
         types: tuple[str, ...] = ("Ingress",) if spec.ingress or not spec.egress else ()
         spec = replace(spec, types=(*types, "Egress") if spec.egress else types)
     return replace(resource, spec=spec, metadata=_with_labels(resource.metadata, {TIER_LABEL: spec.tier}))

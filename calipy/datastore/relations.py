@@ -44,11 +44,8 @@ class Objects(Protocol):
 
 async def check_create(objects: Objects, resource: Resource[Any, Any]) -> None:
     """What must hold before an object is made. Raises ``InvalidInputError`` or ``NotFoundError``."""
-    if resource.kind in NAMED_POLICIES:
-        key = path(ResourceKey("Tier", resource.spec.tier)) if "/" not in resource.spec.tier else ""
-        if not key or await objects.store.get(key) is None:
-            raise NotFoundError(f"tier {resource.spec.tier!r} does not exist", key=key, remedy="create the tier first")
-    elif resource.kind == "BGPPeer":
+    await check_tier(objects, resource)
+    if resource.kind == "BGPPeer":
         await _check_filters(objects, resource)
     elif resource.kind == "IPPool":
         await _check_overlap(objects, resource)
@@ -63,6 +60,14 @@ async def check_update(objects: Objects, resource: Resource[Any, Any]) -> None:
         existing = await objects.get("IPPool", resource.metadata.name)
         if existing is not None:
             _check_pool_change(existing.spec, resource.spec)
+
+
+async def check_tier(objects: Objects, resource: Resource[Any, Any]) -> None:
+    """The tier of a policy exists when the policy is created or applied. Raises ``NotFoundError``."""
+    if resource.kind in NAMED_POLICIES:
+        key = path(ResourceKey("Tier", resource.spec.tier)) if "/" not in resource.spec.tier else ""
+        if not key or await objects.store.get(key) is None:
+            raise NotFoundError(f"tier {resource.spec.tier!r} does not exist", key=key, remedy="create the tier first")
 
 
 async def _check_filters(objects: Objects, peer: Resource[Any, Any]) -> None:

@@ -145,6 +145,15 @@ async def test_tiers_outlive_their_policies(client: Client) -> None:
         await client.delete("Tier", "default")
 
 
+async def test_the_tier_of_a_policy_must_exist_when_it_is_applied(client: Client) -> None:
+    """Applying asks what creating asks; an update does not, as with Calico."""
+    policy = await client.create(codec.new("GlobalNetworkPolicy", "one", GlobalNetworkPolicySpec()))
+    moved = codec.new("GlobalNetworkPolicy", "one", GlobalNetworkPolicySpec(tier="nowhere"))
+    with pytest.raises(NotFoundError, match="nowhere"):
+        await client.apply(moved)
+    assert (await client.update(replace(policy, spec=moved.spec))).spec.tier == "nowhere"
+
+
 async def test_pools_do_not_overlap_and_keep_their_shape(client: Client) -> None:
     """Overlap is refused, also with a disabled pool; CIDR and block size cannot change."""
     pool = await client.create(codec.new("IPPool", "one", IPPoolSpec(cidr="10.20.0.0/16", disabled=True)))

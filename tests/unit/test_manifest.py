@@ -7,6 +7,7 @@ import pytest
 from calipy.cli import manifest, render
 from calipy.errors import InvalidInputError
 
+DELETION = "{stagedAction: Delete, types: [], egress: []}"
 SET = """
 apiVersion: projectcalico.org/v3
 kind: GlobalNetworkSet
@@ -74,6 +75,13 @@ def test_texts_survive_being_written_and_read_as_yaml(value: str) -> None:
             .replace("nets: [10.0.0.0/8]", "node: a"),
             "classes",
         ),
+        (
+            SET.format(name="a")
+            .replace("GlobalNetworkSet", "StagedNetworkPolicy")
+            .replace("nets: [10.0.0.0/8]", DELETION),
+            "egress",
+        ),
+        ('{"kind": ["Tier"], "metadata": {}}', "no such kind"),
         ('{"kind": "Tier", "kind": "Tier"}', "stands twice"),
         (SET.format(name="a\n  namespace: x"), r"metadata\.namespace"),
         (SET.format(name="a") + "---\n[1]\n", "must be an object"),

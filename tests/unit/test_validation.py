@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from calipy.datastore import codec, defaults, validation
+from calipy.datastore.keys import NAMESPACED
 from calipy.errors import InvalidInputError
 
+ALL: dict[str, Any] = {"interfaceName": "*"}
 POD: dict[str, Any] = {
     "orchestrator": "k8s", "node": "n", "pod": "p", "endpoint": "eth0", "interfaceName": "cali1",
 }  # fmt: skip
@@ -17,7 +19,7 @@ POD: dict[str, Any] = {
 
 def check(kind: str, spec: dict[str, Any], **metadata: Any) -> None:
     """Fill and check a document."""
-    namespace = {"namespace": "ns"} if kind in {"NetworkPolicy", "WorkloadEndpoint"} else {}
+    namespace = {"namespace": "ns"} if kind in NAMESPACED else {}
     name = {"WorkloadEndpoint": "n-k8s-p-eth0"}.get(kind, "default" if kind.endswith("Configuration") else "one")
     document = {
         "kind": kind,
@@ -36,7 +38,13 @@ REFUSED = [
     ("IPPool", {"cidr": "10.0.0.0/16", "nodeSelector": "global()"}, "spec.nodeSelector"),
     ("Node", {"bgp": {}}, "spec.bgp"),
     ("Node", {"bgp": {"ipv4Address": "fd00::1/64"}}, "spec.bgp.ipv4Address"),
-    ("Node", {"interfaces": [{"name": "br_lan"}]}, "spec.interfaces"),
+    (
+        "HostEndpoint",
+        {"node": "a", "interfaceName": "*", "ports": [{"name": "80", "protocol": "TCP", "port": 1}]},
+        "name",
+    ),
+    ("NetworkPolicy", {"ingress": [{"action": "Allow", "protocol": "TCP", "source": {"ports": ["a--b"]}}]}, "ports"),
+    ("StagedKubernetesNetworkPolicy", {"ingress": [{"ports": [{"port": 80, "endPort": 79}]}]}, "port"),
     ("BGPPeer", {"peerIP": "10.0.0.1:0", "asNumber": 1}, "spec.peerIP"),
     ("BGPPeer", {"node": "a", "nodeSelector": "all()"}, "spec.node"),
     ("BGPConfiguration", {"communities": [{"name": "a", "value": "1:2"}]}, "spec.communities"),
@@ -95,7 +103,9 @@ def test_refused(kind: str, spec: dict[str, Any], field: str) -> None:
             {"ingress": [{"icmp": {"type": 8}, "http": {}, "ipVersion": 5, "source": {"selector": "global()"}}]},
         ),
         ("Node", {"bgp": {"ipv4Address": "::ffff:10.0.0.1"}, "vxlanTunnelMACAddr": "660a0b0c0d0e"}),
-        ("Node", {"interfaces": [{"addresses": ["10.0.0.1"]}]}),
+        ("Node", {"interfaces": [{"addresses": ["10.0.0.1"]}, {"name": "br_LAN"}]}),
+        ("WorkloadEndpoint", {**POD, "interfaceName": "*"}),
+        ("StagedNetworkPolicy", {"stagedAction": "Delete", "types": ["Ingress", "Ingress"]}),
         ("BGPConfiguration", {"serviceClusterIPs": [{}]}),
         ("BGPPeer", {"nodeSelector": "global()"}),
         ("WorkloadEndpoint", {**POD, "ports": [{"protocol": "TCP", "port": 1, "hostPort": 1, "hostIP": "10.0.0.0/8"}]}),

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from calipy.datastore.kinds.base import (
+    Always,
     ASNumber,
     Duration,
     Given,
@@ -30,7 +31,7 @@ class SecretKeySelector(GoStruct, frozen=True, kw_only=True):
     """A key of a Kubernetes Secret."""
 
     name: str = ""
-    key: str = ""
+    key: Annotated[str, Always()] = ""
     optional: bool | None = None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from calipy.datastore.kinds.base import Always, GoStruct, Length, Unique, enum
+from calipy.datastore.kinds.base import Always, GoStruct, Int32, Length, Unique, enum
 from calipy.datastore.kinds.rules import Rule
 
 Types = Annotated[tuple[Annotated[str, enum("Ingress", "Egress")], ...], Length(high=2), Unique()]
@@ -119,7 +119,7 @@ class KubernetesPort(GoStruct, frozen=True, kw_only=True):
 
     protocol: str | None = None
     port: int | str | None = None
-    end_port: int | None = None
+    end_port: Int32 | None = None
 
 
 class KubernetesIngressRule(GoStruct, frozen=True, kw_only=True):
@@ -143,7 +143,7 @@ class StagedKubernetesNetworkPolicySpec(GoStruct, frozen=True, kw_only=True):
     pod_selector: LabelSelector = LabelSelector()
     ingress: tuple[KubernetesIngressRule, ...] = ()
     egress: tuple[KubernetesEgressRule, ...] = ()
-    policy_types: tuple[str, ...] = ()
+    policy_types: Annotated[tuple[str, ...], Length(high=2)] = ()
 
 
 class TierSpec(GoStruct, frozen=True, kw_only=True):

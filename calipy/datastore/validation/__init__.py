@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from calipy.datastore.kinds.meta import Resource
+from calipy.datastore import gojson
+from calipy.datastore.kinds.meta import NoStatus, Resource
+from calipy.datastore.resources import KINDS
 from calipy.datastore.validation import bgp, endpoints, felix, metadata, policy, pools, schema
+from calipy.errors import InvalidInputError
 
 _SPEC_CHECKS: dict[str, Callable[[Resource[Any, Any]], None]] = {
     "BGPConfiguration": bgp.check_configuration,
@@ -34,6 +37,25 @@ _SPEC_CHECKS: dict[str, Callable[[Resource[Any, Any]], None]] = {
     "Tier": policy.check_tier,
     "WorkloadEndpoint": endpoints.check_workload_endpoint,
 }
+
+
+def check_document(document: dict[str, Any], kind: str) -> None:
+    """Refuse what only a file tells, not the resource read from it: whether an empty member is there.
+
+    Raises:
+        InvalidInputError: names the field.
+    """
+    if KINDS[kind].status is NoStatus and "status" in document:
+        raise InvalidInputError("status: no such field", remedy=f"remove it; {kind} has none")
+    spec = document.get("spec")
+    for path in gojson.missing_members(KINDS[kind].spec, spec, "spec"):
+        raise InvalidInputError("must be given", field=path, value=None)
+    if isinstance(spec, dict) and spec.get("stagedAction") == "Delete":
+        for name, value in spec.items():
+            if isinstance(value, list) and name != "types":
+                raise InvalidInputError(
+                    "a staged deletion has no lists, not even empty ones", field=f"spec.{name}", value=value
+                )
 
 
 def check(resource: Resource[Any, Any]) -> None:

@@ -36,9 +36,6 @@ def check_node(resource: Resource[Any, Any]) -> None:
     ):
         if text:
             mac(text, f"spec.{field}")
-    for index, item in enumerate(spec.interfaces):
-        if item.name:
-            subdomain(item.name, f"spec.interfaces[{index}].name")
     if spec.wireguard is not None:
         _optional_address(spec.wireguard.interface_ipv4_address, "spec.wireguard.interfaceIPv4Address", 4)
         _optional_address(spec.wireguard.interface_ipv6_address, "spec.wireguard.interfaceIPv6Address", 6)
@@ -68,7 +65,14 @@ def check_node_status(resource: Resource[Any, Any]) -> None:
 def check_workload_endpoint(resource: Resource[Any, Any]) -> None:
     """Name and spec agree; everything the dataplane needs is there."""
     spec: Workload = resource.spec
-    for field, text in (("node", spec.node), ("pod", spec.pod), ("serviceAccountName", spec.service_account_name)):
+    for field, text in (
+        ("orchestrator", spec.orchestrator),
+        ("workload", spec.workload),
+        ("node", spec.node),
+        ("pod", spec.pod),
+        ("endpoint", spec.endpoint),
+        ("serviceAccountName", spec.service_account_name),
+    ):
         if text:
             subdomain(text, f"spec.{field}")
     if spec.container_id and not _CONTAINER.fullmatch(spec.container_id):
@@ -85,7 +89,8 @@ def check_workload_endpoint(resource: Resource[Any, Any]) -> None:
             resource.metadata.name,
             f"name it {expected}",
         )
-    interface(spec.interface_name, "spec.interfaceName")
+    if spec.interface_name != "*":
+        interface(spec.interface_name, "spec.interfaceName")
     for index, text in enumerate(spec.ip_networks):
         field = f"spec.ipNetworks[{index}]"
         if network(text, field, bare=True).num_addresses != 1:

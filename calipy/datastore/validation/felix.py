@@ -11,6 +11,7 @@ from calipy.datastore.kinds.cluster import KubeControllersConfigurationSpec
 from calipy.datastore.kinds.felix import FelixConfigurationSpec
 from calipy.datastore.kinds.meta import Resource
 from calipy.datastore.validation.fields import address, fail, network, selects, subdomain
+from calipy.datastore.validation.metadata import check_qualified_name
 
 
 def check_configuration(resource: Resource[Any, Any]) -> None:
@@ -57,6 +58,8 @@ def check_kube_controllers(resource: Resource[Any, Any]) -> None:
     for index, template in enumerate(node.host_endpoint.templates):
         field = f"spec.controllers.node.hostEndpoint.templates[{index}]"
         subdomain(template.generate_name, f"{field}.generateName")
+        for name in template.annotations:
+            check_qualified_name(name.lower(), f"{field}.annotations[{name}]")
         for position, text in enumerate(template.interface_cidrs):
             network(text, f"{field}.interfaceCIDRs[{position}]", strict=False)
         if template.node_selector:

@@ -24,7 +24,7 @@ _MAC: Final = re.compile(
     + "|"
     + "|".join(rf"[0-9a-fA-F]{{4}}(\.[0-9a-fA-F]{{4}}){{{octets // 2 - 1}}}" for octets in (6, 8, 20))
 )
-_PORT_NAME: Final = re.compile(rf"(?=.{{1,63}}\Z){_LABEL}")
+_PORT_NAME: Final = re.compile(rf"(?=.{{1,15}}\Z)(?=.*[a-z])(?!.*--){_LABEL}")
 _GLOBAL: Final = re.compile(r"global[ \t]*\([ \t]*\)")
 
 
@@ -71,9 +71,13 @@ def mac(value: str, field: str) -> None:
 
 
 def port_name(value: str, field: str) -> None:
-    """The name of an endpoint's port."""
+    """The name of an endpoint's port, as Kubernetes has them (RFC 6335)."""
     if not _PORT_NAME.fullmatch(value):
-        fail("must be the name of a port: one lower-case DNS label", field, value)
+        fail(
+            "must be the name of a port: at most 15 lower-case letters, digits and single '-', with a letter",
+            field,
+            value,
+        )
 
 
 def address(value: str, field: str, version: int | None = None) -> IPAddress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from calipy.datastore.defaults import NAMESPACE_LABEL
 from calipy.datastore.kinds.meta import Resource
 from calipy.datastore.policynames import NAMED_POLICIES
 from calipy.datastore.validation.fields import dns_label, fail, is_subdomain, subdomain
@@ -20,12 +21,11 @@ def check(resource: Resource[Any, Any]) -> None:
     """Refuse bad names, labels and annotations."""
     _check_name(resource)
     for name, value in resource.metadata.labels.items():
-        check_label(name, value, f"metadata.labels[{name}]")
-    if (
-        resource.kind in {"NetworkSet", "GlobalNetworkSet"}
-        and "projectcalico.org/namespace" in resource.metadata.labels
-    ):
-        fail("is Calico's own", "metadata.labels[projectcalico.org/namespace]", "", "remove the label")
+        # Namespaces may have any name, and endpoints tell theirs in a label.
+        if not (resource.kind == "WorkloadEndpoint" and name == NAMESPACE_LABEL):
+            check_label(name, value, f"metadata.labels[{name}]")
+    if resource.kind in {"NetworkSet", "GlobalNetworkSet"} and NAMESPACE_LABEL in resource.metadata.labels:
+        fail("is Calico's own", f"metadata.labels[{NAMESPACE_LABEL}]", "", "remove the label")
     size = 0
     for name, value in resource.metadata.annotations.items():
         check_qualified_name(name.lower(), f"metadata.annotations[{name}]")

@@ -7,8 +7,10 @@ from typing import Any, Final, Literal
 
 from msgspec.structs import replace
 
+from calipy.datastore import goscalars
 from calipy.datastore.defaults import BUILT_IN_TIERS
 from calipy.datastore.kinds.meta import Resource
+from calipy.datastore.kinds.policy import KubernetesPort
 from calipy.datastore.kinds.rules import EntityRule, Rule
 from calipy.datastore.validation import schema
 from calipy.datastore.validation.fields import fail, network, port_name, selects, selects_without_global, subdomain
@@ -81,10 +83,19 @@ def check_network_set(resource: Resource[Any, Any]) -> None:
 
 
 def check_staged_kubernetes(resource: Resource[Any, Any]) -> None:
-    """Kubernetes checks its own format; only a staged deletion is ours."""
+    """A staged deletion has nothing else; Kubernetes checks its own format, but for what Calico cannot convert."""
     spec = resource.spec
+    for direction, rules in (("ingress", spec.ingress), ("egress", spec.egress)):
+        for index, rule in enumerate(rules):
+            for position, port in enumerate(rule.ports):
+                _check_kubernetes_port(port, f"spec.{direction}[{index}].ports[{position}]")
     if spec.staged_action == "Delete" and replace(spec, staged_action="") != type(spec)(unknown=spec.unknown):
         fail("a staged deletion has nothing else", "spec.stagedAction", "Delete", "remove the other fields")
+
+
+def _check_kubernetes_port(port: KubernetesPort, path: str) -> None:
+    if port.port is not None:
+        goscalars.port(f"{port.port}" if port.end_port is None else f"{port.port}:{port.end_port}", f"{path}.port")
 
 
 def check_rule(rule: Rule, path: str, direction: str, *, need_namespace: bool) -> None:
