@@ -283,8 +283,6 @@ class Sessions:
         if opened is None and not state.up:
             self._unknown = True
             return
-        if resync is not None:
-            resync.ended.discard(state.session.peer)
         if opened is not None:
             if state.up:
                 self._down(state, _SILENT_CLOSE[0], now, wall)  # its loss was not heard

@@ -255,6 +255,52 @@ def test_an_up_event_before_the_table_is_not_undone_by_it() -> None:
     assert bench.held() == {BLOCKS[0]}
 
 
+def test_an_end_of_rib_that_comes_before_the_table_is_not_forgotten() -> None:
+    """It counts once everything has been read back; the relay's greeting, not the question, is where a gap ends."""
+    bench = established()
+    bench.feed(Resync(1, 2, 0), EndOfRib(PEER, 4))
+    bench.sessions.expect_resync()
+    bench.feed(NeighbourTable((neighbour(seconds=1),)), now=100.0)
+    assert bench.held() == set(BLOCKS[:2])
+    bench.sessions.end_resync(shown(BLOCKS[1]))
+    assert (bench.held(), bench.sessions.settled(PEER, 100.0)) == ({BLOCKS[1]}, True)
+
+
+def test_paths_of_a_session_that_flapped_unheard_wait_for_the_listing() -> None:
+    """Whoever comes back without graceful restart has told its routes again by then: they do not leave the kernel."""
+    bench = established(graceful=False)
+    bench.feed(Resync(1, 2, 0), now=50.0)
+    bench.sessions.expect_resync()
+    bench.feed(NeighbourTable((neighbour(seconds=20),)), now=50.0)
+    assert bench.held() == set(BLOCKS[:2])
+    assert bench.sessions.states()[PEER].flaps == 1
+    bench.sessions.end_resync(shown(BLOCKS[1]))
+    assert bench.held() == {BLOCKS[1]}
+
+
+@pytest.mark.parametrize("seconds", [48, 50])
+def test_a_session_that_outlived_a_gap_is_the_same(seconds: int) -> None:
+    """ExaBGP counts its age in whole seconds; nothing but the routes is read back."""
+    bench = established()
+    before = bench.sessions.states()[PEER].open
+    bench.feed(Resync(1, 2, 0), now=50.0)
+    bench.sessions.expect_resync()
+    bench.feed(NeighbourTable((neighbour(seconds=seconds),)), now=50.0)
+    state = bench.sessions.states()[PEER]
+    assert (state.flaps, state.open, state.up_at) == (0, before, 0.0)
+
+
+def test_a_loss_while_everything_is_read_back_keeps_paths_that_are_not_shown_yet() -> None:
+    """Stale for being read back is not stale for having been lost before."""
+    bench = established()
+    bench.feed(Resync(1, 2, 0))
+    bench.sessions.expect_resync()
+    bench.feed(NeighbourTable((neighbour(),)))
+    bench.sessions.speaker_lost(10.0, WALL)
+    assert (bench.held(), bench.stale()) == (set(BLOCKS[:2]), 2)
+    assert bench.rib.next_deadline() == 10.0 + SESSION.restart_time
+
+
 # What people are told
 
 
