@@ -102,7 +102,7 @@ class Answers:
         """The answer to ``explain``: the chain from a prefix's origin to this kernel's route."""
         asked = _prefix(params.get("prefix"))
         router = self._router
-        forwarding, policy, pools = router.forwarding, router.export_policy, router.view.pools()
+        forwarding, policy = router.forwarding, router.export_policy
         kernel = forwarding.kernel
         origin = Origin(*(router.view.cluster.covering(asked) or ()))
         originated, loc_rib = policy.originated, router.rib.loc_rib()
@@ -137,7 +137,7 @@ class Answers:
             others=next((route for route in kernel.main_table() if route.dst == target), None),
             failure=failure.reason if failure else "",
             around=_around(kernel, asked),
-            pooled=any(asked.overlaps(pool) for pool in (*pools.exported, *pools.hidden)),
+            pooled=router.view.pools().contain(asked),
         )
         # The ways of other nodes to what is not calipy's are not calipy's either.
         others = {} if explain.is_foreign(facts) else router.view.other_nodes(4 if target.version == 4 else 6)

@@ -63,7 +63,7 @@ class Facts:
     Attributes:
         kernel: the route to it that bgpd has written, ``others`` whatever route the main table has.
         around: the route that the kernel takes to it, whoever wrote it and however long its prefix; None for none.
-        pooled: whether a pool holds it, or holds some of it.
+        pooled: whether it lies in a pool.
         failure: why the kernel refuses bgpd's.
     """
 
@@ -181,12 +181,13 @@ def _foreign(facts: Facts) -> Iterator[Step]:
         yield Step("kernel", False, "no route: nobody tells of it, and this kernel has no way to it")
         return
     route = facts.around
+    kind = "" if route.kind == "unicast" else f"{route.kind} "
     prefix = str(route.dst) if route.dst.prefixlen else "default"
-    hops = (
+    ways = [
         f"via {hop.gateway} dev {hop.interface}" if hop.gateway else f"dev {hop.interface}" for hop in route.next_hops
-    )
-    way = ", ".join(hops)
-    text = f"{prefix} {way or route.kind} proto {_PROTOCOLS.get(route.protocol, route.protocol)}"
+    ]
+    writer = f"proto {_PROTOCOLS.get(route.protocol, route.protocol)}"
+    text = f"{kind}{prefix} {', '.join(ways)} {writer}" if ways else f"{kind}{prefix} {writer}"
     yield Step("kernel", route.kind not in _DEAD_ENDS, text)
 
 

@@ -49,7 +49,9 @@ def test_each_link_of_the_chain(bgp_lab: BgpLab, monkeypatch: pytest.MonkeyPatch
     assert (foreign["prefix"], foreign["broken"], foreign["elsewhere"]["unknown"]) == ("0.0.0.0/0", "", [])
     assert foreign["steps"][-1]["text"].startswith("default via 10.77.1.254 dev eth0")
     assert ask(n1, "10.77.1.2")["steps"][-1]["text"] == "10.77.1.0/24 dev eth0 proto kernel"
+    assert ask(n1, "10.77.1.1")["steps"][-1]["text"].startswith("local 10.77.1.1/32")
     assert ask(n1, "198.51.100.0/24")["prefix"] == "0.0.0.0/0"
+    assert ask(n1, "0.0.0.0/0")["broken"] == "", "a pool lies in it, but it is none's"
     assert "no way to it" in ask(n1, "2001:db8::1")["broken"]
     assert ask(n1, "10.244.9.9")["broken"], "in a pool, but nobody's"
     monkeypatch.setenv("CALIPY_RUN_DIR", str(n1.directory))
