@@ -186,12 +186,16 @@ class ClusterRoutes:
 
     To the datastore: its routes are there at once, the mesh goes ``MESH_LINGERS`` later. To BGP: they stay as stale
     paths until BGP has the same ones, until every session has told everything (``release``), or for ``EOR_WAIT``.
+
+    Where a node takes its routes from is its own affair; the mesh is the cluster's, for both ends need it: a node that
+    reads the datastore among others that do not still has to tell them where its own blocks are.
     """
 
     def __init__(self, table: ClusterTable, rib: Rib) -> None:
         self._table = table
         self._rib = rib
         self.mode: ClusterRoutesMode | None = None
+        self._mesh: bool | None = None
         self._mesh_until: float | None = None
         self._retain_until: float | None = None
 
@@ -200,15 +204,18 @@ class ClusterRoutes:
         """Whether routes of the datastore stay until BGP has told its own."""
         return self._retain_until is not None
 
-    def choose(self, mode: ClusterRoutesMode, now: float) -> bool:
-        """Want this way; whether the sessions to have may be others now."""
+    def choose(self, mode: ClusterRoutesMode, now: float, cluster: ClusterRoutesMode | None = None) -> bool:
+        """Want this way; whether the sessions to have may be others now.
+
+        Args:
+            mode: where this node takes its routes from.
+            now: monotonic.
+            cluster: what the cluster as a whole does, None: the same.
+        """
+        others = self._choose_mesh((cluster or mode) == "bgp", now)
         if mode == self.mode:
-            if self._mesh_until is None or now < self._mesh_until:
-                return False
-            self._mesh_until = None
-            return True
+            return others
         if mode == "datastore":
-            self._mesh_until = now + MESH_LINGERS if self.mode == "bgp" else None
             self._retain_until = None
             self._rib.peer_up(DATASTORE, now, limit=_NO_LIMIT)
             self._table.take()
@@ -217,7 +224,6 @@ class ClusterRoutes:
             for family in (4, 6):
                 self._rib.end_of_rib(DATASTORE.address, 4 if family == 4 else 6)
         else:
-            self._mesh_until = None
             self._retain_until = now + EOR_WAIT if self.mode == "datastore" else None
             self._rib.peer_down(DATASTORE.address, now, retain=EOR_WAIT)
         self.mode = mode
@@ -225,7 +231,17 @@ class ClusterRoutes:
 
     def mesh(self) -> bool:
         """Whether the node-to-node mesh is to be had, as far as this setting goes."""
-        return self.mode != "datastore" or self._mesh_until is not None
+        return self._mesh is not False or self._mesh_until is not None
+
+    def _choose_mesh(self, wanted: bool, now: float) -> bool:
+        if wanted == self._mesh:
+            if self._mesh_until is None or now < self._mesh_until:
+                return False
+            self._mesh_until = None
+            return True
+        self._mesh_until = now + MESH_LINGERS if self._mesh and not wanted else None
+        self._mesh = wanted
+        return True
 
     def next_deadline(self) -> float | None:
         """When ``choose`` will next have something to do by itself."""

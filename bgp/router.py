@@ -165,7 +165,8 @@ class Router:
         self._look_for_workloads(now)
         if self._depends_on_host and (forwarding.relink or now >= forwarding.repair_at):
             self.view.peering_changed = True
-        if self.cluster.choose(self.view.cluster_routes(self.options.cluster_routes), now):
+        own = self.view.cluster_routes(self.options.cluster_routes)
+        if self.cluster.choose(own, now, cluster=self.view.cluster_routes()):
             self.view.peering_changed = True
         if self.view.peering_changed:
             self.view.peering_changed = False

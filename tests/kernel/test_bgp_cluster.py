@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from calipy import api_client
 from calipy.datastore import codec, keys
 from calipy.datastore.resources import BGPConfigurationSpec
 from tests.kernel.test_bgp_mesh import tor
-from tests.support.bgp import BgpLab, Pinger, eventually, eventually_is
+from tests.support.bgp import BgpLab, BgpNode, Pinger, eventually, eventually_is
 
 pytestmark = pytest.mark.kernel
 
@@ -91,3 +92,45 @@ def test_a_node_started_with_the_datastore_needs_no_session(bgp_lab: BgpLab) -> 
     assert n1.peers() == {}
     bgp_lab.delete(keys.ResourceKey("Node", "n2"))
     eventually_is("gone with the node", {}, n1.gateways)
+
+
+def test_one_node_by_its_environment(bgp_lab: BgpLab) -> None:
+    """Restarted with the other way, one node reads the datastore and then BGP again; sessions and packets are kept."""
+    bgp_lab.pool("10.244.0.0/16")
+    for number in (1, 2, 3):
+        bgp_lab.block(f"10.244.{number}.0/26", f"n{number}")
+    nodes = [bgp_lab.node(f"n{number}", f"10.77.1.{number}/24") for number in (1, 2, 3)]
+    for number, node in enumerate(nodes, 1):
+        node.ns.run("ip", "addr", "add", f"10.244.{number}.1/32", "dev", "lo")
+    n1, n2, n3 = nodes
+    wanted = {
+        node.name: {f"10.244.{number}.0/26": (other.address,) for number, other in enumerate(nodes, 1) if other != node}
+        for node in nodes
+    }
+    for node in nodes:
+        eventually_is(f"{node.name} by BGP", wanted[node.name], node.gateways)
+    ways = ((n1, "10.244.2.1"), (n1, "10.244.3.1"), (n2, "10.244.1.1"), (n3, "10.244.1.1"), (n3, "10.244.2.1"))
+    pings = [Pinger(node.ns, to, bgp_lab.directory / f"ping-{node.name}-{to}") for node, to in ways]
+
+    def by_datastore(node: BgpNode) -> bool:
+        told = api_client.call(node.directory / "bgpd.sock", "routes", timeout=5)
+        return {path["peer"] for one in told for path in one["paths"] if path["best"]} == {"datastore"}
+
+    for mode in ("datastore", "bgp"):
+        n1.kill()
+        n1.start(CALIPY_CLUSTER_ROUTES=mode)
+        eventually(f"n1 has {mode}", lambda mode=mode: n1.status().get("cluster_routes") == mode)
+        eventually(f"best paths by {mode}", lambda mode=mode: by_datastore(n1) == (mode == "datastore"))
+        eventually("sessions", lambda: n1.up(n2.address, n3.address) and n2.up(n1.address) and n3.up(n1.address))
+        # What changes at n1 is news to the others, and the other way round.
+        bgp_lab.block("10.244.4.0/26", "n1")
+        bgp_lab.block("10.244.5.0/26", "n2")
+        eventually("n2 hears of n1", lambda: n2.gateways().get("10.244.4.0/26") == (n1.address,))
+        eventually("n1 hears of n2", lambda: n1.gateways().get("10.244.5.0/26") == (n2.address,))
+        bgp_lab.unblock("10.244.4.0/26", "n1")
+        bgp_lab.unblock("10.244.5.0/26", "n2")
+        for node in nodes:
+            eventually_is(f"{node.name} with {mode} at n1", wanted[node.name], node.gateways)
+        assert not by_datastore(n2), "the others stay as they are"
+    assert [peer["flaps"] for node in nodes for peer in node.peers().values()] == [0] * 6
+    assert [ping.stop()[1] for ping in pings] == [0] * len(pings)

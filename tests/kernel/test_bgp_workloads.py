@@ -23,7 +23,7 @@ from tests.support import objects
 from tests.support.bgp import Bird, Program, eventually, eventually_is
 from tests.support.fv import Lab, Node, Pod
 from tests.support.netns import Namespace
-from tests.support.routers import need
+from tests.support.routers import need, watch_kernel
 
 pytestmark = pytest.mark.kernel
 
@@ -211,6 +211,7 @@ def test_a_pod_announces_a_prefix_and_packets_find_it(cluster: Cluster) -> None:
     assert HERE4 not in n1.ns.run("ip", "address", "show", "dev", blue.interface)
 
     # The agent reads the kernel anew, bgpd adopts ExaBGP: nothing is lost.
+    watch = watch_kernel(cluster, n1.ns)  # type: ignore[arg-type]  # has what it needs of a lab
     n1.stop()
     cluster.bgpd["n1"].kill(signal.SIGKILL)
     n1.start()
@@ -220,6 +221,7 @@ def test_a_pod_announces_a_prefix_and_packets_find_it(cluster: Cluster) -> None:
     assert here.items() <= cluster.routes(n1).items()
     assert cluster.peers(n1)[red.ip]["flaps"] == 0
     assert reaches(far.ns, "10.66.1.1")
+    assert watch.stop("10.66.1.0/28", "fd66:1::/64") == []
 
     # The pod goes, and with it session and routes, everywhere.
     lab.delete(red.object())

@@ -21,6 +21,7 @@ async def _run(node: str, directory: str) -> int:
         run_dir=run_dir,
         secrets_dir=run_dir / "secrets",
         status_prefix=run_dir,
+        cluster_routes=os.environ.get("CALIPY_CLUSTER_ROUTES", ""),
         memory_limit=int(os.environ.get("BGPD_MEMORY_LIMIT", MEMORY_LIMIT)),
     )
     return await main(store, node, options)

@@ -187,6 +187,24 @@ def test_a_start_with_the_datastore_has_no_mesh() -> None:
     assert not changing.mesh()
 
 
+def test_the_mesh_goes_by_the_cluster_not_by_the_node() -> None:
+    """A node that reads the datastore among others that do not keeps its sessions with them, and vice versa."""
+    rib, _, cluster = started()
+    assert cluster.choose("bgp", 0.0, "bgp")
+    assert cluster.choose("datastore", 1.0, "bgp")
+    assert (best(rib), cluster.mesh(), cluster.next_deadline()) == (("10.0.0.2", False), True, None)
+    assert not cluster.choose("datastore", 100.0, "bgp")
+    assert cluster.mesh()
+    assert cluster.choose("datastore", 101.0, "datastore")
+    assert cluster.mesh()
+    assert cluster.choose("datastore", 101.0 + MESH_LINGERS, "datastore")
+    assert not cluster.mesh()
+    assert cluster.choose("bgp", 200.0, "datastore")
+    assert not cluster.mesh()
+    assert cluster.choose("bgp", 201.0, "bgp")
+    assert cluster.mesh()
+
+
 def test_back_to_bgp_a_route_stays_until_bgp_has_it() -> None:
     """Its path is stale, gives way to BGP's, goes when the datastore takes it back, and at the latest in time."""
     rib, table, cluster = started()
