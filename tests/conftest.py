@@ -9,7 +9,13 @@ import pytest
 
 from tests.support import owned
 
-pytest_plugins = ["tests.support.netns", "tests.support.etcd", "tests.support.bgp", "tests.support.felix"]
+pytest_plugins = [
+    "tests.support.order",
+    "tests.support.netns",
+    "tests.support.etcd",
+    "tests.support.bgp",
+    "tests.support.felix",
+]
 
 
 def pytest_configure() -> None:
