@@ -52,7 +52,7 @@ def deployed(file: Path) -> Iterator[Lab]:
         lab.destroy(cleanup=True)
 
 
-def iperf(run: object, address: str, seconds: float, *, small_udp: bool) -> float:
+def iperf(run: object, address: str, seconds: int, *, small_udp: bool) -> float:
     """Gbit/s of TCP, or received packets/s of 64-byte UDP datagrams."""
     assert callable(run)
     options = ["-u", "-b", "0", "-l", "64"] if small_udp else []
@@ -63,7 +63,7 @@ def iperf(run: object, address: str, seconds: float, *, small_udp: bool) -> floa
     return float(result["end"]["sum_received"]["bits_per_second"] / 1e9)
 
 
-def forwarding(mesh: Mesh, seconds: float) -> list[list[str]]:
+def forwarding(mesh: Mesh, seconds: int) -> list[list[str]]:
     """Rows of the table: what, plain, calipy, ratio."""
     source, target = mesh.add_pod(Pod("left", "n1", "left")), mesh.add_pod(Pod("right", "n3", "right"))
     mesh.in_pod(target, "iperf3", "-s", "-D")
@@ -138,7 +138,7 @@ def main() -> None:
     """Deploy, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--seconds", type=int, default=3, help="of each flow; iperf3 takes whole ones")
     arguments = parser.parse_args()
     log.configure("error")
     with tempfile.TemporaryDirectory() as directory:
