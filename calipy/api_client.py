@@ -96,8 +96,17 @@ def error_object(error: BaseException) -> dict[str, Any]:
 
 
 def encode(message: dict[str, Any]) -> bytes:
-    """One line of the protocol."""
-    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    """One line of the protocol.
+
+    Raises:
+        InvalidInputError: it holds bytes of a command line that are no UTF-8.
+    """
+    try:
+        return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            "is not UTF-8", field="request", value=error.object[error.start - 8 : error.end]
+        ) from None
 
 
 def result_of(line: bytes) -> Any:

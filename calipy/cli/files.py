@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -17,6 +19,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 SUFFIXES: Final = (".yaml", ".yml", ".json")
 """What is read of a directory, as calicoctl has it."""
 
+
+MAX_CHARACTERS: Final = 1 << 28
+"""Of one file; a device or pipe may have no end."""
 
 NOTHING: Final = "No resources specified"
 """Said, in calicoctl's words, where ``--skip-empty`` has nothing to do."""
@@ -70,6 +75,10 @@ def resources(
         if place.is_dir() and not recursive:
             remedy += f"; read are {', '.join(SUFFIXES)}, and directories in it with --recursive"
         raise InvalidInputError("holds no resource", field="--filename", value=filename, remedy=remedy)
+    for (kind, name, of), count in Counter((one.kind, one.name, one.namespace) for one in found).items():
+        if count > 1:
+            title = f"{kind}({f'{of}/' if of else ''}{name})"
+            click.echo(f"calipy: warning: {title} is there {count} times; they are taken in their order", err=True)
     return found
 
 
@@ -84,9 +93,11 @@ def _files(directory: Path, *, recursive: bool) -> Iterator[Path]:
 
 def read_text(filename: str) -> str:
     """The text of a file, or of standard input for ``-``. Raises InvalidInputError where it has none."""
+    if filename == "-" and sys.stdin is None:
+        raise InvalidInputError("standard input is closed", field="--filename", value=filename)
     try:
         with click.open_file(filename, encoding="utf-8") as file:
-            return str(file.read())
+            text = str(file.read(MAX_CHARACTERS + 1))
     except UnicodeDecodeError as error:
         raise InvalidInputError(
             f"is not UTF-8 (byte {error.start})", field="--filename", value=filename, remedy="YAML or JSON is expected"
@@ -95,3 +106,6 @@ def read_text(filename: str) -> str:
         raise InvalidInputError(
             f"cannot be read: {error.strerror or error}", field="--filename", value=filename
         ) from None
+    if len(text) > MAX_CHARACTERS:
+        raise InvalidInputError(f"has more than {MAX_CHARACTERS:,} characters", field="--filename", value=filename)
+    return text

@@ -206,13 +206,26 @@ def repair(what: str, undo_file: str | None, journal: str | None, form: str) -> 
       calipy ipam repair --undo before-upgrade.json
     """
     if undo_file is not None:
-        lines = [json.loads(line) for line in Path(undo_file).read_text().splitlines() if line]
+        lines = _journal(Path(undo_file))
         do(lambda place: _undo(place, lines), form)
     elif what == "apply":
         file = Path(journal or f"ipam-repair-{clock.wall():%Y%m%dT%H%M%S}.json")
         do(lambda place: _repair(place, file), form)
     else:
         do(lambda place: _repair(place, None), form)
+
+
+def _journal(file: Path) -> list[dict[str, Any]]:
+    """The steps of a journal. Raises InvalidInputError for a file that is none."""
+    try:
+        steps = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line]
+    except OSError as error:
+        raise InvalidInputError(f"cannot be read: {error.strerror}", field="--undo", value=str(file)) from None
+    except ValueError:
+        steps = [None]
+    if not all(isinstance(step, dict) and step.keys() >= {"text", "before", "after"} for step in steps):
+        raise InvalidInputError("is no journal of `ipam repair --apply`", field="--undo", value=str(file))
+    return steps
 
 
 async def _repair(place: Place, journal: Path | None) -> Output:

@@ -32,6 +32,8 @@ def read(shared: Shared, *, overrides: Any = None, node_filter: Sequence[str] = 
     from calipy.containerlab import reading  # noqa: PLC0415 - start-up time
 
     if shared.topo in {"-", "stdin"}:
+        if sys.stdin is None:
+            raise click.ClickException("-t -: standard input is closed")
         file, text = reading.keep_standard_input(sys.stdin.read())
         return reading.read_topology(file, text=text, overrides=overrides, name=shared.name, node_filter=node_filter)
     return reading.read_topology(

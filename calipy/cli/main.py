@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 from typing import Any, Final
@@ -59,16 +60,25 @@ def calipy() -> None:
 
 def main(arguments: list[str] | None = None, **extra: Any) -> None:
     """Run the command and exit: 0, 1 for an error of ours, 2 for a wrong command line."""
+    _never_fail_to_print()
     try:
         calipy.main(args=arguments, prog_name="calipy", **extra)
     except CalipyError as error:
         click.echo(f"calipy: {error}", err=True)
-        sys.exit(1)
-    except PermissionError as error:
-        if os.geteuid() == 0:
-            raise
-        click.echo(f"calipy: {error.filename}: {error.strerror} (run calipy as root)", err=True)
-        sys.exit(1)
+    except OSError as error:  # a full disk behind standard output, a file that only root may read, ...
+        place = f"{error.filename}: " if error.filename else ""
+        remedy = " (run calipy as root)" if isinstance(error, PermissionError) and os.geteuid() != 0 else ""
+        click.echo(f"calipy: {place}{error.strerror or error}{remedy}", err=True)
+    else:
+        return
+    sys.exit(1)
+
+
+def _never_fail_to_print() -> None:
+    """Characters that the terminal's encoding, or any, does not have are shown by their numbers."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import click
 from msgspec.structs import replace
 
 from calipy.cli import files, manifest
-from calipy.cli.kindnames import kind_of
+from calipy.cli.kindnames import kind_of, refuse_namespace
 from calipy.cli.options import datastore_options
 from calipy.cli.session import check_release, current, wait_for_datastore
 from calipy.datastore import codec, defaults, validation
 from calipy.datastore.client import AnyResource, Client
-from calipy.datastore.keys import NAMESPACED
+from calipy.datastore.keys import NAMESPACED, ResourceKey, path
 from calipy.datastore.kinds.meta import ObjectMeta
 from calipy.errors import AlreadyExistsError, CalipyError, InvalidInputError, NotFoundError
 
@@ -92,7 +92,7 @@ async def _each(
             click.echo(f"{title} is left alone")
         except CalipyError as error:
             failures += 1
-            told = str(error)
+            told = str(error).removeprefix(f"{path(ResourceKey(resource.kind, resource.name, resource.namespace))} ")
             click.echo(f"calipy: {told if told.startswith(title) else f'{title}: {told}'}", err=True)
         else:
             click.echo(f"{title} {done}")
@@ -230,4 +230,5 @@ def title_of(resource: AnyResource) -> str:
 
 def _named(kind: str, name: str, namespace: str | None) -> AnyResource:
     manifest.refuse_copied(kind, name)
+    refuse_namespace(kind, namespace)
     return codec.new(kind, name, namespace=(namespace or "default") if kind in NAMESPACED else "")

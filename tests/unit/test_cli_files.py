@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import shlex
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +84,7 @@ def test_an_error_in_a_directory_names_the_file(run: Run, directory: Path) -> No
     assert run("get", "nodes", "-o", "name").stdout == ""
 
 
-@pytest.mark.parametrize("text", ["", "---\n", "# nothing\n", "[]"])
+@pytest.mark.parametrize("text", ["", "[]"])
 def test_an_empty_file_is_an_error_unless_that_is_fine(text: str, run: Run, tmp_path: Path) -> None:
     """A file without resources is refused with the way out, --skip-empty."""
     file = tmp_path / "empty.yaml"
@@ -155,3 +159,56 @@ def test_filters_that_exclude_each_other() -> None:
     result = CliRunner().invoke(calipy, arguments)
     assert result.exit_code == 1
     assert "a node has one value, not both b and c" in result.stderr
+
+
+def test_an_object_twice_in_a_file_is_told(run: Run, tmp_path: Path) -> None:
+    """Documents of the same name are taken in their order, with a warning; a second creation says what is there."""
+    file = tmp_path / "twice.yaml"
+    file.write_text(f"{SET.format('b')}---\n{SET.format('b').replace('{}', '{nets: [10.0.0.0/8]}')}")
+    done = run("apply", "-f", file)
+    assert (done.exit_code, "NetworkSet(shop/b) is there 2 times" in done.stderr) == (0, True)
+    shown = json.loads(run("get", "netset", "b", "-n", "shop", "-o", "json").stdout)
+    assert shown["spec"] == {"nets": ["10.0.0.0/8"]}
+    assert "calipy: NetworkSet(shop/b): exists already\n" in run("create", "-f", file).stderr
+
+
+def test_a_journal_that_is_none(run: Run, tmp_path: Path) -> None:
+    """What --undo is given must be a journal."""
+    for content in (b"\xff", b"x", b"[]", b'{"text": "a"}'):
+        (tmp_path / "file").write_bytes(content)
+        assert "is no journal" in refusal(run("ipam", "repair", "--undo", tmp_path / "file"))
+
+
+def shell(words: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """A command line of a shell in which ``$calipy`` is the command."""
+    program = f"{shlex.quote(sys.executable)} -m calipy.cli.main"
+    environ = {**os.environ, "CALIPY_RUN_DIR": "/nonexistent", **environ}
+    return subprocess.run(
+        ["/bin/sh", "-c", words.replace("$calipy", program)], capture_output=True, text=True, env=environ, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("$calipy --help > /dev/full", "calipy: No space left on device"),
+        ("$calipy apply -f - <&-", "standard input is closed"),
+        ("$calipy lab validate -t - <&-", "standard input is closed"),
+        ("$calipy validate -f /dev/zero", "has more than"),
+        (r"$calipy bgp explain \"$(printf '\377')\"", "is not UTF-8"),
+        (r"$calipy validate -f \"/nonexistent/$(printf '\377')\"", r"/nonexistent/\udcff"),
+    ],
+)
+def test_odd_surroundings_end_in_a_sentence(words: str, complaint: str) -> None:
+    """A full disk, closed streams, files without end and bytes that are no text: one line, exit status 1."""
+    done = shell(words)
+    assert done.returncode == 1, done
+    assert complaint in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_terminal_with_few_characters() -> None:
+    """What an encoding lacks is shown by numbers instead of ending the command."""
+    done = shell("$calipy get --help", PYTHONIOENCODING="latin-1")
+    assert done.returncode == 0
+    assert r"nodes \u2026" in done.stdout
