@@ -6,6 +6,7 @@ import os
 import socket
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import owned
 
@@ -22,6 +23,11 @@ def pytest_configure() -> None:
     """Whatever the tests start goes with this process; labs are registered apart from those of the machine."""
     owned.start_reaper()
     os.environ["CALIPY_LAB_RUN_DIR"] = str(owned.lab_registry())
+
+
+# On a busy machine an example may stand still for a second.
+settings.register_profile("calipy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("calipy")
 
 
 @pytest.fixture
