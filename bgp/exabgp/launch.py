@@ -1,4 +1,4 @@
-"""Starts ExaBGP 5.0 with six things mended that cost a router dear.
+"""Starts ExaBGP 5.0 with eight things mended that cost a router dear.
 
 * It polls its descriptors with a timeout of ``reactor.speed`` x 10 ms, then gives every peer a turn. A descriptor whose
   session has ended stays registered: from then on every poll returns at once, and ExaBGP sleeps the timeout without
@@ -10,6 +10,12 @@
   otherwise twice a second for its timers.
 * It waits ever longer, up to a minute, between attempts to reach a peer; nothing shortens that when the peer is back.
   With ``RETRY_LONGEST`` it is Calico's time, and a SYN that nobody answers is repeated no longer than that either.
+* It queues changes for a peer by their attributes, and sends them in the order in which these were first seen. Of
+  several changes of one prefix, made while the peer is away for example, the last to be sent need not be the last
+  one; and a withdrawal takes the place of the latest announcement only, and is then left out on a new session, so that
+  the peer hears of a route that is gone. With ``keep_last`` the queue has the last change of each prefix only.
+* It forgets a reload while something is queued, as for a dialed peer that is away. That was for routes in its
+  configuration, of which we have none.
 * It does not check the TTL of sessions that the peer has dialed (``incoming-ttl``, RFC 5082).
 * It makes a new event loop for each command that it works on, though nothing in its commands waits.
 * It sends small messages late on sessions that it has dialed (Nagle's algorithm).
@@ -33,6 +39,7 @@ from exabgp.reactor.delay import Delay
 from exabgp.reactor.loop import Reactor
 from exabgp.reactor.network.outgoing import Outgoing
 from exabgp.reactor.network.tcp import nagle, set_minimum_ttl
+from exabgp.rib.outgoing import OutgoingRIB
 
 RETRY_LONGEST: Final = 5
 """Seconds between attempts to reach a peer (BIRD's ``connect retry time`` in Calico)."""
@@ -150,6 +157,13 @@ def run_without_loop(asynchronous: Any) -> bool:
     raise RuntimeError("a command of ExaBGP waits for an event loop")
 
 
+def keep_last(queue: Any, change: Any) -> None:
+    """Before ``change`` is queued: take out the change of the same prefix that is queued already. O(1)."""
+    if (last := queue._new_nlri.get(change.index())) is not None:  # noqa: SLF001 - what this file is for
+        by_family = queue._new_attr_af_nlri.get(last.attributes.index(), {})  # noqa: SLF001 - likewise
+        by_family.get(last.nlri.family().afi_safi(), {}).pop(change.index(), None)
+
+
 def mend() -> None:
     """Replace the functions in question, in this process."""
     initialise, active, run, increase, accepted, setup = (
@@ -168,6 +182,12 @@ def mend() -> None:
 
     def chosen(reactor: Any) -> set[str]:
         return set(reactor.turns.choose(active(reactor), time.time()))
+
+    enqueue = OutgoingRIB._update_rib  # noqa: SLF001 - likewise
+
+    def replacing(queue: Any, change: Any) -> None:
+        keep_last(queue, change)
+        enqueue(queue, change)
 
     def directly(asynchronous: Any) -> Any:
         queue = asynchronous._async  # noqa: SLF001 - likewise
@@ -194,6 +214,8 @@ def mend() -> None:
 
     Reactor.__init__ = with_poller
     Reactor.active_peers = chosen
+    OutgoingRIB._update_rib = replacing  # noqa: SLF001 - likewise
+    Reactor._pending_adjribout = lambda _reactor: False  # noqa: SLF001 - likewise
     ASYNC.run = directly
     Delay.increase = bounded
     listener.set_accepted_ttl = checked

@@ -1,0 +1,78 @@
+"""What ExaBGP still had to say when a session was lost: a peer that comes back is told how things are, not were."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from calipy.datastore.resources import NodeBGPSpec, NodeSpec, PrefixAdvertisement
+from tests.support.bgp import BgpLab, Bird, eventually, eventually_is
+
+pytestmark = pytest.mark.kernel
+
+BIRD_NODE = """
+router id {address};
+protocol device {{}}
+protocol direct {{ ipv4; interface "eth0"; }}
+protocol bgp n1 {{
+    local {address} as 64512;
+    neighbor 10.77.1.1 as 64512;
+    graceful restart on;
+    connect delay time 1;
+    connect retry time 1;
+    error wait time 1, 2;
+    ipv4 {{ import all; export none; }};
+}}
+"""
+
+
+def bird_node(lab: BgpLab, name: str, address: str) -> Bird:
+    """A node that runs BIRD, and dials n1."""
+    lab.apply("Node", name, NodeSpec(bgp=NodeBGPSpec(ipv4_address=f"{address}/24")))
+    return lab.bird(lab.namespace(name, f"{address}/24"), BIRD_NODE.format(address=address), name)
+
+
+def heard(bird: Bird) -> dict[str, list[str]]:
+    """Prefixes from n1, each with its communities."""
+    found: dict[str, list[str]] = {}
+    prefix = ""
+    for line in bird.routes().splitlines():
+        if "[n1" in line:
+            prefix = line.split()[0]
+            found[prefix] = []
+        elif line.strip().startswith("BGP.community"):
+            found[prefix] = re.findall(r"\d+,(\d+)", line)
+        elif line and not line[0].isspace():
+            prefix = ""
+    return found
+
+
+def test_changes_while_a_peer_is_away_are_told_once_and_the_last_of_each(bgp_lab: BgpLab) -> None:
+    """Attributes that change to and fro, a block that changes and goes: ExaBGP's queue knows no order of time."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.block("10.244.1.0/26", "n1")
+    bgp_lab.block("10.244.2.0/26", "n1")
+
+    def mark(number: int) -> None:
+        advertisement = PrefixAdvertisement(cidr="10.244.0.0/16", communities=(f"64512:{number}",))
+        bgp_lab.configuration(prefix_advertisements=(advertisement,))
+
+    mark(1)
+    bgp_lab.node("n1", "10.77.1.1/24")
+    away, watching = bird_node(bgp_lab, "n8", "10.77.1.8"), bird_node(bgp_lab, "n9", "10.77.1.9")
+    everything = {"10.244.1.0/26": ["1"], "10.244.2.0/26": ["1"]}
+    for bird in (away, watching):
+        eventually_is("all is heard", everything, lambda bird=bird: heard(bird))
+    away.program.kill()
+    for number in (2, 3, 4, 3, 2):
+        mark(number)
+        now = {prefix: [str(number)] for prefix in everything}
+        eventually_is("ExaBGP has been told", now, lambda: heard(watching))
+    bgp_lab.unblock("10.244.2.0/26", "n1")
+    eventually_is("withdrawn", {"10.244.1.0/26": ["2"]}, lambda: heard(watching))
+    away.start("-R")
+    eventually("End-of-RIB", lambda: "Established" in away.ask("show protocols all n1") and heard(away))
+    bgp_lab.block("10.244.3.0/26", "n1")  # what is told after everything that was queued
+    eventually("told to the end", lambda: "10.244.3.0/26" in heard(away))
+    assert heard(away) == {"10.244.1.0/26": ["2"], "10.244.3.0/26": ["2"]}
