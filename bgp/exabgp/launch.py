@@ -1,4 +1,4 @@
-"""Starts ExaBGP 5.0 with eight things mended that cost a router dear.
+"""Starts ExaBGP 5.0 with nine things mended that cost a router dear.
 
 * It polls its descriptors with a timeout of ``reactor.speed`` x 10 ms, then gives every peer a turn. A descriptor whose
   session has ended stays registered: from then on every poll returns at once, and ExaBGP sleeps the timeout without
@@ -8,6 +8,8 @@
 * It gives each peer a turn whenever it wakes, and for each message of a peer one to all the others: with a hundred
   peers a millisecond each time. With ``Turns`` an established session has one when there is something to do on it, and
   otherwise twice a second for its timers.
+* It keeps a copy of its own of each route for each peer that is told it, some 4 KB, and spends more time on copying
+  than on all the rest. Peers that are told the same share it: nobody changes it, unless its next hop is ``self``.
 * It waits ever longer, up to a minute, between attempts to reach a peer; nothing shortens that when the peer is back.
   With ``RETRY_LONGEST`` it is Calico's time, and a SYN that nobody answers is repeated no longer than that either.
 * It queues changes for a peer by their attributes, and sends them in the order in which these were first seen. Of
@@ -33,6 +35,7 @@ from typing import Any, Final
 
 from exabgp.application.main import main
 from exabgp.bgp.fsm import FSM
+from exabgp.bgp.neighbor import Neighbor
 from exabgp.reactor import listener
 from exabgp.reactor.asynchronous import ASYNC
 from exabgp.reactor.delay import Delay
@@ -166,9 +169,10 @@ def keep_last(queue: Any, change: Any) -> None:
 
 def mend() -> None:
     """Replace the functions in question, in this process."""
-    initialise, active, run, increase, accepted, setup = (
+    initialise, active, remove_self, run, increase, accepted, setup = (
         Reactor.__init__,
         Reactor.active_peers,
+        Neighbor.remove_self,
         ASYNC.run,
         Delay.increase,
         listener.set_accepted_ttl,
@@ -182,6 +186,9 @@ def mend() -> None:
 
     def chosen(reactor: Any) -> set[str]:
         return set(reactor.turns.choose(active(reactor), time.time()))
+
+    def shared(neighbor: Any, change: Any) -> Any:
+        return remove_self(neighbor, change) if change.nlri.nexthop.SELF else change
 
     enqueue = OutgoingRIB._update_rib  # noqa: SLF001 - likewise
 
@@ -214,6 +221,7 @@ def mend() -> None:
 
     Reactor.__init__ = with_poller
     Reactor.active_peers = chosen
+    Neighbor.remove_self = shared
     OutgoingRIB._update_rib = replacing  # noqa: SLF001 - likewise
     Reactor._pending_adjribout = lambda _reactor: False  # noqa: SLF001 - likewise
     ASYNC.run = directly

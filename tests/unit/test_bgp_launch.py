@@ -194,3 +194,24 @@ def test_commands_are_worked_on_without_an_event_loop() -> None:
     assert launch.run_without_loop(queue) is False
     assert done == [1, 2, 3]
     assert queue.ready()
+
+
+SHARING = """
+import sys; sys.path.insert(0, {folder!r})
+import launch
+from types import SimpleNamespace
+launch.mend()
+neighbor = launch.Neighbor()
+neighbor.ip_self = lambda afi: SimpleNamespace(pack=lambda: b"")
+def change(own):
+    return SimpleNamespace(nlri=SimpleNamespace(afi=1, nexthop=SimpleNamespace(SELF=own)), attributes={{}})
+explicit, own = change(False), change(True)
+print(neighbor.remove_self(explicit) is explicit, neighbor.remove_self(own) is own, own.nlri.nexthop.SELF)
+"""
+
+
+def test_peers_share_what_they_are_told() -> None:
+    """A route with an explicit next hop is not copied for each peer; one with the peer's own is, and stays itself."""
+    script = SHARING.format(folder=str(Path(launch.__file__).parent))
+    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "True"]
