@@ -10,14 +10,15 @@ import click
 from msgspec.structs import replace
 
 from calipy.cli import manifest
-from calipy.cli.kindnames import kind_of
+from calipy.cli.kindnames import kind_of, refuse_namespace
 from calipy.cli.options import datastore_options
 from calipy.cli.resource import refuse_read_only, title_of
 from calipy.cli.session import check_release, current
 from calipy.datastore import codec, gojson
 from calipy.datastore.client import ATTEMPTS, AnyResource, Client
 from calipy.datastore.keys import NAMESPACED
-from calipy.datastore.kinds.meta import ObjectMeta
+from calipy.datastore.kinds.meta import API_VERSION, ObjectMeta
+from calipy.datastore.resources import KINDS
 from calipy.errors import ConflictError, InvalidInputError, NotFoundError
 
 Change = Callable[[AnyResource], AnyResource]
@@ -29,6 +30,7 @@ def _edit(
     """Change one object; a lost race is tried again."""
     kind = kind_of(kind)
     refuse_read_only(kind)
+    refuse_namespace(kind, namespace)
     manifest.refuse_copied(kind, name)
     where = (namespace or "default") if kind in NAMESPACED else ""
 
@@ -142,11 +144,18 @@ def patched(resource: AnyResource, change: dict[str, Any]) -> AnyResource:
     """
     before = set(gojson.unknown_members(resource))
     document = merged(codec.write_resource(resource), change)
+    document = gojson.texts_from_scalars(KINDS[resource.kind].resource, document)
     result = codec.read_document(document, resource.kind)
     for path in gojson.unknown_members(result):
         if path not in before:
             remedy = f"check its spelling and place; {resource.kind} has none of it"
             raise InvalidInputError(f"{path}: no such field", remedy=remedy)
+    for field, value, fixed_value in (
+        ("kind", result.kind, resource.kind),
+        ("apiVersion", result.api_version, API_VERSION),
+    ):
+        if value != fixed_value:
+            raise InvalidInputError("cannot be patched", field=field, value=value)
     metadata: ObjectMeta = result.metadata
     fixed = ("name", "namespace", "uid", "creation_timestamp")
     for attribute in fixed:
@@ -154,7 +163,8 @@ def patched(resource: AnyResource, change: dict[str, Any]) -> AnyResource:
             raise InvalidInputError(
                 "cannot be patched", field=f"metadata.{attribute}", value=getattr(metadata, attribute)
             )
-    return replace(result, revision=resource.revision, metadata=replace(metadata, resource_version=""))
+    revision = manifest.revision_of(result) or resource.revision
+    return replace(result, revision=revision, metadata=replace(metadata, resource_version=""))
 
 
 def merged(target: Any, change: Any) -> Any:

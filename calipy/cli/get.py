@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from calipy.cli import files, render, tables
-from calipy.cli.kindnames import kind_of
+from calipy.cli.kindnames import kind_of, refuse_namespace
 from calipy.cli.options import datastore_options
 from calipy.cli.session import check_release, current
 from calipy.datastore import codec, gojson
@@ -80,7 +80,9 @@ def get(
         if not asked:
             click.echo(files.NOTHING)
             return
-    elif kind in NAMESPACED and not all_namespaces:
+    elif kind not in NAMESPACED:
+        refuse_namespace(kind, namespace or ("all" if all_namespaces else ""))
+    elif not all_namespaces:
         where = namespace or "default"
     asked += [(kind, name, where) for name in names]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from calipy.datastore.keys import NAMESPACED
 from calipy.datastore.resources import KINDS
 from calipy.errors import InvalidInputError
 
@@ -26,8 +27,8 @@ _SHORT: Final[dict[str, tuple[str, ...]]] = {
     "Node": ("no",),
     "Profile": ("pro",),
     "StagedGlobalNetworkPolicy": ("sgnp",),
-    "StagedKubernetesNetworkPolicy": ("sknp",),
-    "StagedNetworkPolicy": ("snp",),
+    "StagedKubernetesNetworkPolicy": ("sknp", "skpol", "stagedkubernetespolicy"),
+    "StagedNetworkPolicy": ("snp", "spol", "stagedpolicy"),
     "Tier": (),
     "WorkloadEndpoint": ("wep", "workloadep"),
 }
@@ -45,6 +46,12 @@ def _all_names() -> dict[str, str]:
 
 
 KIND_BY_NAME: Final = _all_names()
+
+
+def refuse_namespace(kind: str, namespace: str | None) -> None:
+    """Raise ``InvalidInputError`` if there is one, for a kind that has none."""
+    if namespace and kind not in NAMESPACED:
+        raise InvalidInputError(f"{kind} objects live in none", field="--namespace", value=namespace)
 
 
 def kind_of(text: str) -> str:

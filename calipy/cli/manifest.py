@@ -22,6 +22,8 @@ from calipy.errors import InvalidInputError
 COPIED_PREFIX: Final = "knp.default."
 """Names of policies that are copies of Kubernetes' policies."""
 
+_SEPARATOR: Final = re.compile(r"\n---[ \t]*(?:#[^\n]*)?(?:\n|\Z)")
+
 
 class _Loader(yaml.CSafeLoader):
     """YAML as Go reads it: no times, no sexagesimal numbers, no key twice."""
@@ -99,12 +101,27 @@ def _titles(document: Any) -> list[str]:
 
 
 def _parse(text: str) -> list[Any]:
+    """All documents. One without content, even if only a comment, is an error, as to calicoctl; so is an empty line."""
+    parts = _SEPARATOR.split(text)
+    if not parts[-1]:
+        parts.pop()  # what follows the last line, be that a separator
+    documents = []
+    for number, part in enumerate(parts, 1):
+        document = _parse_one(part)
+        if document is None:
+            place = f"document {number} of {len(parts)}" if len(parts) > 1 else "the file"
+            raise InvalidInputError(f"{place} holds nothing", remedy="remove it, or a line --- too many")
+        documents.append(document)
+    return documents
+
+
+def _parse_one(text: str) -> Any:
     try:
-        return [json.loads(text, object_pairs_hook=_members)]
+        return json.loads(text, object_pairs_hook=_members)
     except ValueError:
-        pass  # several documents, or YAML
+        pass  # YAML
     try:
-        return [document for document in yaml.load_all(text, _Loader) if document is not None]
+        return yaml.load(text, _Loader)  # noqa: S506 - a safe loader
     except yaml.YAMLError as error:
         raise InvalidInputError(f"not YAML: {' '.join(str(error).split())}") from None
 
@@ -123,14 +140,19 @@ def _flat(documents: list[Any]) -> Iterator[Any]:
         if isinstance(document, list):
             yield from _flat(document)
         elif isinstance(document, dict) and _is_list(document):
-            yield from document["items"]
+            kind = document["kind"].removesuffix("List")
+            for item in document["items"]:
+                if isinstance(item, dict) and item.get("kind") != kind:
+                    raise InvalidInputError(f"must be {kind} inside a {kind}List", field="kind", value=item.get("kind"))
+                yield item
         else:
             yield document
 
 
 def _is_list(document: dict[str, Any]) -> bool:
     kind = document.get("kind")
-    return isinstance(kind, str) and kind.removesuffix("List") in KINDS and isinstance(document.get("items"), list)
+    known = isinstance(kind, str) and kind.removesuffix("List") in KINDS and document.get("apiVersion") == API_VERSION
+    return known and isinstance(document.get("items"), list)
 
 
 def _resource(document: Any, namespace: str) -> Resource[Any, Any]:

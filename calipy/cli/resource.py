@@ -16,7 +16,7 @@ from calipy.cli.options import datastore_options
 from calipy.cli.session import check_release, current, wait_for_datastore
 from calipy.datastore import codec, defaults, validation
 from calipy.datastore.client import AnyResource, Client
-from calipy.datastore.keys import NAMESPACED, ResourceKey, path
+from calipy.datastore.keys import NAMESPACED
 from calipy.datastore.kinds.meta import ObjectMeta
 from calipy.errors import AlreadyExistsError, CalipyError, InvalidInputError, NotFoundError
 
@@ -92,7 +92,7 @@ async def _each(
             click.echo(f"{title} is left alone")
         except CalipyError as error:
             failures += 1
-            told = str(error).removeprefix(f"{path(ResourceKey(resource.kind, resource.name, resource.namespace))} ")
+            told = str(error).removeprefix(f"{getattr(error, 'key', '')} ")
             click.echo(f"calipy: {told if told.startswith(title) else f'{title}: {told}'}", err=True)
         else:
             click.echo(f"{title} {done}")

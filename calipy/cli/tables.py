@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
+from calipy.datastore.goscalars import print_float
 from calipy.datastore.kinds.meta import Resource
 from calipy.datastore.kinds.policy import LabelSelector
 from calipy.errors import InvalidInputError
@@ -19,15 +19,7 @@ DEFAULT_AS: Final = 64512
 
 def go_float(value: float | None) -> str:
     """Go's ``%v`` of a float or nil: ``1e+06``, ``20.5``, ``<nil>``."""
-    if value is None:
-        return "<nil>"
-    sign, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
-    assert isinstance(exponent, int)
-    power = len(digits) + exponent - 1
-    if -4 <= power < 6 or value == 0:  # Go's limits for the shortest form
-        return f"{value:f}".rstrip("0").rstrip(".") if "." in f"{value:f}" else f"{value:f}"
-    mantissa = str(digits[0]) + ("." + "".join(map(str, digits[1:])) if len(digits) > 1 else "")
-    return f"{'-' if sign else ''}{mantissa}e{'-' if power < 0 else '+'}{abs(power):02d}"
+    return "<nil>" if value is None else print_float(value)
 
 
 def _cut(text: str) -> str:
@@ -99,7 +91,7 @@ CELLS: Final[dict[str, dict[str, Cell]]] = {
         "NODE": lambda r: r.spec.node or r.spec.node_selector or "(global)",
         "ASN": lambda r: str(r.spec.as_number),
     },
-    "CalicoNodeStatus": {"NAME": _name, "NODE": lambda r: r.spec.node},
+    "CalicoNodeStatus": {"NAME": _name, "NODE": lambda r: r.spec.node, "CLASSES": lambda r: _joined(r.spec.classes)},
     "ClusterInformation": {
         "NAME": _name,
         "CLUSTERGUID": lambda r: r.spec.cluster_guid,
@@ -162,6 +154,7 @@ CELLS: Final[dict[str, dict[str, Cell]]] = {
 """Every column a kind has; the wide table shows all of them."""
 
 NARROW: Final[dict[str, tuple[str, ...]]] = {
+    "CalicoNodeStatus": ("NAME", "NODE"),
     "GlobalNetworkPolicy": ("NAME", "TIER"),
     "GlobalNetworkSet": ("NAME",),
     "HostEndpoint": ("NAME", "NODE"),

@@ -53,12 +53,27 @@ def test_patch_keeps_what_nobody_knows() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"metadata": {"name": "m"}}, {"spec": {"wrong": 1}}, {"spec": {"bgp": {"asNumber": 1.5}}}, {"kind": 1}]
+    "change",
+    [
+        {"metadata": {"name": "m"}},
+        {"metadata": {"resourceVersion": "x"}},
+        {"spec": {"wrong": 1}},
+        {"spec": {"bgp": {"asNumber": 1.5}}},
+        {"metadata": {"labels": []}},
+        {"kind": "Tier"},
+        {"apiVersion": "v1"},
+    ],
 )
 def test_bad_patches_are_refused(change: dict[str, Any]) -> None:
     """No other name, no member that nobody knows, no wrong type."""
     with pytest.raises(InvalidInputError):
         patched(stored(), change)
+
+
+def test_patches_are_read_like_files() -> None:
+    """A number where a text belongs is that text; a revision must be the present one."""
+    node = patched(stored(), {"metadata": {"labels": {"a": 1}, "resourceVersion": "7"}})
+    assert (node.metadata.labels, node.revision) == ({"a": "1"}, 7)
 
 
 class MemorySession(Session):

@@ -20,7 +20,7 @@ spec:
 
 def test_several_documents_and_lists() -> None:
     """Documents and lists come out in order."""
-    text = SET.format(name="a") + "---\n# nothing\n---\n" + SET.format(name="b")
+    text = SET.format(name="a") + "--- # the second\n" + SET.format(name="b") + "---\n"
     assert [one.name for one in manifest.read(text)] == ["a", "b"]
     tier = '{"kind":"Tier","apiVersion":"projectcalico.org/v3","metadata":{"name":"t"},"spec":{}}'
     listed = f'{{"kind":"TierList","apiVersion":"projectcalico.org/v3","items":[{tier}]}}'
@@ -82,6 +82,10 @@ def test_texts_survive_being_written_and_read_as_yaml(value: str) -> None:
             "egress",
         ),
         ('{"kind": ["Tier"], "metadata": {}}', "no such kind"),
+        ("---\n---\n" + SET.format(name="a"), "document 1 of 2 holds nothing"),
+        ("# licence\n---\n" + SET.format(name="a"), "document 1 of 2 holds nothing"),
+        (SET.format(name="a") + "---\nnull", "document 2 of 2 holds nothing"),
+        ('{"apiVersion": "projectcalico.org/v3", "kind": "TierList", "items": [{"kind": "Node"}]}', "must be Tier"),
         ('{"kind": "Tier", "kind": "Tier"}', "stands twice"),
         (SET.format(name="a\n  namespace: x"), r"metadata\.namespace"),
         (SET.format(name="a") + "---\n[1]\n", "must be an object"),
