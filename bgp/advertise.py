@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from calipy.bgp.path import NORMAL_LOCAL_PREFERENCE, Attributes, Community, LargeCommunity, intern
+from calipy.bgp.path import HIGHEST_LOCAL_PREFERENCE, Attributes, Community, LargeCommunity, intern
 from calipy.bgp.peering import Session
 from calipy.datastore.ipam import CONFIRMED, Block, BlockAffinity
 from calipy.datastore.resources import BGPConfigurationSpec, IPPoolSpec
-from calipy.net import IPAddress, Prefix, host_prefix, parse_prefix
+from calipy.net import NORMAL_METRIC, IPAddress, Prefix, host_prefix, parse_prefix
 
 EXCLUDE_LABEL = "node.kubernetes.io/exclude-from-external-load-balancers"
 """A node with this label (``true``) does not announce service ranges."""
@@ -112,17 +112,16 @@ class Communities:
 
     @classmethod
     def of(cls, configuration: BGPConfigurationSpec, node: BGPConfigurationSpec | None = None) -> Communities:
-        """From the configuration; the node's own ``prefixAdvertisements`` replace the cluster's.
+        """From the configuration; the node's own ``prefixAdvertisements``, with its names, replace the cluster's.
 
         Raises:
             ValueError: a community that is neither a name defined there nor ``aa:nn`` nor ``aa:nn:mm``.
         """
-        names = {one.name: one.value for one in configuration.communities}
-        names |= {one.name: one.value for one in node.communities} if node else {}
-        chosen = (node.prefix_advertisements if node else ()) or configuration.prefix_advertisements
+        source = node if node is not None and node.prefix_advertisements else configuration
+        names = {one.name: one.value for one in source.communities}
         standard: list[tuple[Prefix, tuple[Community, ...]]] = []
         large: list[tuple[Prefix, tuple[LargeCommunity, ...]]] = []
-        for one in chosen:
+        for one in source.prefix_advertisements:
             values = [parse_community(names.get(text, text)) for text in one.communities]
             cidr = parse_cidr(one.cidr)
             standard.append((cidr, tuple(value for value in values if len(value) == 2)))
@@ -163,6 +162,7 @@ class Originated:
         services: service ranges.
         hidden: own blocks and borrowed addresses that only a BGPFilter may let out: of pools with BGP export disabled,
             or of no pool.
+        metric: normal metric of routes, by family; LOCAL_PREF and it add up to 2147483647.
     """
 
     blocks: frozenset[Prefix] = frozenset()
@@ -170,6 +170,7 @@ class Originated:
     services: frozenset[Prefix] = frozenset()
     hidden: frozenset[Prefix] = frozenset()
     communities: Communities = field(default_factory=Communities)
+    metric: Mapping[int, int] = field(default_factory=lambda: {4: NORMAL_METRIC, 6: NORMAL_METRIC})
 
     def prefixes(self) -> frozenset[Prefix]:
         """All of them."""
@@ -186,7 +187,8 @@ class Originated:
     def _attributes(
         self, prefixes: Iterable[Prefix], session: Session, next_hop: IPAddress
     ) -> dict[Prefix, Attributes]:
-        base = intern(Attributes(next_hop, local_preference=None if session.external else NORMAL_LOCAL_PREFERENCE))
+        preference = None if session.external else HIGHEST_LOCAL_PREFERENCE - self.metric[session.family]
+        base = intern(Attributes(next_hop, local_preference=preference))
         return {
             prefix: intern(self.communities.add_to(prefix, base))
             for prefix in prefixes

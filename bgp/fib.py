@@ -8,12 +8,16 @@ the routes carry what the next hop resolves to, and are made again when the answ
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Final
 
 from calipy.bgp.cluster import DATASTORE
 from calipy.bgp.decision import Best
 from calipy.net import NORMAL_METRIC, PROTO_BGP, IPAddress, NextHop, Prefix, Route
+
+_PROTO_KERNEL: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +111,21 @@ class Programming:
             from here.
         single: ranges where two paths mean two owners, which is a fault to report and not to balance over.
         metric: of the routes, by family.
+        ignored: patterns of interfaces whose subnets lead to no next hop (``ignoredInterfaces``).
     """
 
     own: frozenset[Prefix] = frozenset()
     refused: tuple[Prefix, ...] = ()
     single: tuple[Prefix, ...] = ()
     metric: Mapping[int, int] = field(default_factory=lambda: {4: NORMAL_METRIC, 6: NORMAL_METRIC})
+    ignored: tuple[str, ...] = ()
+
+    def ignores(self, route: Route) -> bool:
+        """Whether it is the subnet of an interface that does not count: BIRD does not learn it from there either."""
+        connected = route.protocol == _PROTO_KERNEL and all(hop.gateway is None for hop in route.next_hops)
+        return connected and any(
+            fnmatch.fnmatchcase(hop.interface, pattern) for hop in route.next_hops for pattern in self.ignored
+        )
 
     def refuses(self, prefix: Prefix) -> bool:
         """Whether somebody else programs it."""

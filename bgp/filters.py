@@ -14,14 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 from calipy.bgp.advertise import inside, parse_community
-from calipy.bgp.path import NORMAL_LOCAL_PREFERENCE, Attributes, Segment, intern
+from calipy.bgp.path import HIGHEST_LOCAL_PREFERENCE, NORMAL_LOCAL_PREFERENCE, Attributes, Segment, intern
 from calipy.bgp.peering import Session
 from calipy.datastore.resources import BGPFilterRule, BGPFilterSpec
 from calipy.net import Prefix
 
 Direction: TypeAlias = Literal["import", "export"]
-_HIGHEST = 2147483647
-"""LOCAL_PREF and priority (kernel metric) add up to this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +125,7 @@ def _matches_cidr(rule: BGPFilterRule, prefix: Prefix) -> bool:
 
 def _priority(attributes: Attributes) -> int:
     preference = attributes.local_preference
-    return _HIGHEST - (NORMAL_LOCAL_PREFERENCE if preference is None else preference)
+    return HIGHEST_LOCAL_PREFERENCE - (NORMAL_LOCAL_PREFERENCE if preference is None else preference)
 
 
 def _operate(rule: BGPFilterRule, session: Session, direction: Direction, attributes: Attributes) -> Attributes:
@@ -141,7 +139,7 @@ def _operate(rule: BGPFilterRule, session: Session, direction: Direction, attrib
         if operation.prepend_as_path is not None:
             attributes = _prepend(attributes, operation.prepend_as_path.prefix, session, direction)
         if operation.set_priority is not None and operation.set_priority.value is not None:
-            attributes = replace(attributes, local_preference=_HIGHEST - operation.set_priority.value)
+            attributes = replace(attributes, local_preference=HIGHEST_LOCAL_PREFERENCE - operation.set_priority.value)
     return intern(attributes)
 
 

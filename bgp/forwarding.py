@@ -76,6 +76,7 @@ class Forwarding:
         before, self.programming = self.programming, programming
         if programming != before:
             best = self._rib.loc_rib()
+            self.relink |= programming.ignored != before.ignored
             if replace(programming, own=before.own) == before:
                 best = {prefix: best[prefix] for prefix in programming.own ^ before.own if prefix in best}
             self._want_again(best)
@@ -163,9 +164,11 @@ class Forwarding:
         )
 
     def _lookup(self, address: IPAddress) -> Route | None:
-        """The route to a next hop, passing over our own recursive ones."""
+        """The route to a next hop, passing over our own recursive ones and what is to be ignored."""
         route = self.kernel.lookup(address)
-        if route is None or fib.may_support(route, self._rib.best(route.dst)):
+        if route is None or self._may_support(route):
             return route
-        usable = [one for one in self.kernel.covering(address) if fib.may_support(one, self._rib.best(one.dst))]
-        return fib.longest_match(address, usable)
+        return fib.longest_match(address, [one for one in self.kernel.covering(address) if self._may_support(one)])
+
+    def _may_support(self, route: Route) -> bool:
+        return fib.may_support(route, self._rib.best(route.dst)) and not self.programming.ignores(route)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Literal, NamedTuple, TypeAlias
 
-from calipy.net import IPAddress, Prefix
+from calipy.net import NORMAL_METRIC, IPAddress, Prefix
 
 SegmentKind: TypeAlias = Literal["sequence", "set"]
 Origin: TypeAlias = Literal["igp", "egp", "incomplete"]
@@ -22,7 +22,8 @@ ORIGIN_RANK: dict[Origin, int] = {"igp": 0, "egp": 1, "incomplete": 2}
 DEFAULT_LOCAL_PREFERENCE = 100
 """What a path without LOCAL_PREF counts as (eBGP never carries one); BIRD's and ExaBGP's default too."""
 
-NORMAL_LOCAL_PREFERENCE = 2147483647 - 1024
+HIGHEST_LOCAL_PREFERENCE = 2147483647
+NORMAL_LOCAL_PREFERENCE = HIGHEST_LOCAL_PREFERENCE - NORMAL_METRIC
 """LOCAL_PREF of routes we originate: Calico maps a kernel metric m to 2147483647 - m, and 1024 is the normal metric."""
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -57,6 +56,7 @@ class Options:
         router_id: an IPv4 address, ``hash``, or "" for the node's address.
         cluster_routes: ``bgp``, ``datastore``, or "" for what the BGPConfiguration's annotation says.
         memory_limit: bytes beyond which ExaBGP is restarted.
+        log_level: goes before what the datastore says; "" for that.
         status_prefix: where the agent keeps the directory ``endpoint-status``.
     """
 
@@ -65,6 +65,7 @@ class Options:
     router_id: str = ""
     cluster_routes: str = ""
     memory_limit: int = MEMORY_LIMIT
+    log_level: str = ""
     status_prefix: Path = Path("/var/run/calico")
 
 
@@ -104,6 +105,7 @@ class Router:
         self._hold_until = 0.0
         self._workloads = StatusDirectory(options.status_prefix)
         self._look_at = 0.0
+        self._log_level = ""
 
     # From the speaker: see ``speaker.Owner``
 
@@ -206,6 +208,9 @@ class Router:
 
     def _apply_peering(self) -> None:
         """Sessions, from the datastore to ExaBGP's configuration."""
+        if (level := self.options.log_level or self.view.log_level()) not in ("", self._log_level):
+            log.configure(level)
+            self._log_level = level
         self.peering = self.view.peering(self.options.router_id, mesh=self.cluster.mesh())
         known, self.problems = self.problems, dict(self.peering.problems)
         self._depends_on_host = False
@@ -215,12 +220,7 @@ class Router:
             if known.get(source) != reason:
                 logger.warning("peering problem", source=source, reason=reason)
         self.sessions.want({one.session.peer: one.session for one in speaking}, clock.wall())
-        addresses = self.view.own_addresses()
-        if self.view.configuration.bind_mode == "NodeIP":
-            bind: list[IPAddress] = sorted(addresses, key=lambda address: address.version)
-        else:
-            versions = {address.version for address in addresses}
-            bind = [IPv4Address(0)] * (4 in versions) + [IPv6Address(0)] * (6 in versions)
+        bind = self.view.listen_addresses()
         self.reconfigured = clock.wall()
         self.speaker.configure(speaking, environment(bind=bind, port=self.peering.port))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeVar
 
 from calipy.bgp import advertise, peering
@@ -177,6 +177,28 @@ class View:
             ),
         )
 
+    def log_level(self) -> str:
+        """How much is to be logged, "" where nobody says so."""
+        own = self._configurations.get(f"{_NODE_PREFIX}{self.hostname}")
+        level = (own.log_severity_screen if own else "") or self.configuration.log_severity_screen
+        return level.lower()
+
+    def listen_addresses(self) -> tuple[IPAddress, ...]:
+        """What the speaker listens on: all addresses of the families that are spoken, or the node's own alone."""
+        own = sorted(self.own_addresses(), key=lambda address: address.version)
+        if self.configuration.bind_mode == "NodeIP":
+            return tuple(own)
+        versions = {address.version for address in own}
+        versions |= {4} if self.configuration.local_workload_peering_ipv4 else set()
+        versions |= {6} if self.configuration.local_workload_peering_ipv6 else set()
+        return (IPv4Address(0),) * (4 in versions) + (IPv6Address(0),) * (6 in versions)
+
+    def _metric(self) -> dict[int, int]:
+        return {
+            4: self.configuration.ipv4_normal_route_priority or NORMAL_METRIC,
+            6: self.configuration.ipv6_normal_route_priority or NORMAL_METRIC,
+        }
+
     def other_nodes(self, family: Family) -> dict[str, IPAddress]:
         """The other nodes with a BGP address of a family."""
         found = {name: one.address(family) for name, one in self._nodes.items() if name != self.hostname}
@@ -214,6 +236,7 @@ class View:
             hidden=frozenset(one for one in own | lent if not pools.exports(one)),
             services=frozenset(self.service_ranges()[0]),
             communities=communities,
+            metric=self._metric(),
         )
 
     @property
@@ -257,10 +280,8 @@ class View:
             own=self.own_prefixes(),
             refused=(*(advertise.parse_cidr(pool.cidr) for pool in refused), *self.service_ranges()[0]),
             single=tuple(advertise.parse_cidr(pool.cidr) for pool in pools),
-            metric={
-                4: self.configuration.ipv4_normal_route_priority or NORMAL_METRIC,
-                6: self.configuration.ipv6_normal_route_priority or NORMAL_METRIC,
-            },
+            metric=self._metric(),
+            ignored=self.configuration.ignored_interfaces,
         )
 
     def _valid_pools(self) -> Iterable[IPPoolSpec]:

@@ -26,6 +26,7 @@ async def run(settings: NodeSettings, config_file: str | None) -> int:
     options = Options(
         router_id=settings.router_id,
         cluster_routes=settings.cluster_routes,
+        log_level=settings.felix.get("logseverityscreen", ""),
         status_prefix=Path(prefix or CALICO_RUN_DIR),
     )
     metrics = MetricsServer(remedy="set CALIPY_BGP_METRICS_HOST and CALIPY_BGP_METRICS_PORT to what is free here")
