@@ -244,10 +244,10 @@ async def test_g5_thousand_nodes() -> None:
     picture.blocks = {
         (cidr := f"10.{n // 256}.{n % 256}.0/30"): replace(block, cidr=cidr, affinity=f"host:n{n}") for n in range(1250)
     }
-    begin = time.perf_counter()
+    begin = time.process_time()
     LeakTracker().observe(picture, now=NOW)
     audit(picture, now=NOW)
-    assert time.perf_counter() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 async def test_handles_without_addresses() -> None:
