@@ -9,18 +9,16 @@ broken UPDATEs itself (RFC 7606).
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 
-from calipy.bgp.path import Attributes, Community, LargeCommunity, Origin, Segment, SegmentKind, intern
+from calipy.bgp.exabgp import fields
+from calipy.bgp.path import Attributes
 from calipy.net import Family, IPAddress, Prefix
-
-UINT32: Final = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,8 +180,6 @@ Event: TypeAlias = (
 )
 
 _FAMILIES: Final[dict[str, Family]] = {"ipv4 unicast": 4, "ipv6 unicast": 6}
-_SEGMENTS: Final[dict[str, SegmentKind]] = {"as-sequence": "sequence", "as-set": "set"}
-"""Confederation segments arrive under the name of a sequence; nothing here takes part in a confederation."""
 _EXCERPT: Final = 200
 _decode = msgspec.json.Decoder().decode
 
@@ -204,8 +200,12 @@ def parse(line: bytes) -> Event:
         if "route" in message:
             return _shown_route(message)
         if "relay" in message:
-            return Resync(_integer(message["relay"]), _integer(message["exabgp"]), _integer(message["outstanding"]))
-        peer = ipaddress.ip_address(_text(message["neighbor"]["address"]["peer"]))
+            return Resync(
+                fields.integer(message["relay"]),
+                fields.integer(message["exabgp"]),
+                fields.integer(message["outstanding"]),
+            )
+        peer = fields.address(message["neighbor"]["address"]["peer"])
         handler = _HANDLERS.get(message["type"])
         if handler is None:
             return Malformed(f"unknown type {message['type']!r:.40}", _excerpt(line), peer)
@@ -229,13 +229,13 @@ def _open(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
     body = neighbor["open"]
     capabilities = body["capabilities"]
     # The OPEN's own field holds AS_TRANS for a 4-octet AS; capability 65 holds the real one (RFC 6793).
-    remote_as = _integer(capabilities.get("65", {}).get("asn4", body["asn"]))
+    remote_as = fields.integer(capabilities.get("65", {}).get("asn4", body["asn"]))
     restart_time: int | None = None
     restarted = False
     graceful: set[Family] = set()
     preserved: set[Family] = set()
     if (capability := capabilities.get("64")) is not None:
-        restart_time = _integer(capability["time"])
+        restart_time = fields.integer(capability["time"])
         # ExaBGP's words are swapped: "restart" of a family is the F bit, "forwarding" at the top the R bit.
         restarted = "forwarding" in capability["restart-flags"]
         for name, flags in capability["address-family-flags"].items():
@@ -246,9 +246,9 @@ def _open(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
     return OpenEvent(
         peer,
         remote_as,
-        _integer(neighbor["asn"]["local"]),
-        IPv4Address(_text(body["router_id"])),
-        _integer(body["hold_time"]),
+        fields.integer(neighbor["asn"]["local"]),
+        IPv4Address(fields.text(body["router_id"])),
+        fields.integer(body["hold_time"]),
         restart_time,
         restarted,
         frozenset(preserved),
@@ -262,7 +262,7 @@ def _update(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
         return EndOfRib(peer, _FAMILIES[f"{marker['afi']} {marker['safi']}"])
     body = message["update"]
     withdrawn = tuple(
-        (_prefix(nlri["nlri"], family), _text(nlri.get("path-information", "")))
+        (fields.prefix(nlri["nlri"], family), fields.text(nlri.get("path-information", "")))
         for name, entries in body.get("withdraw", {}).items()
         if (family := _FAMILIES.get(name)) is not None
         for nlri in entries
@@ -273,9 +273,11 @@ def _update(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
         if (family := _FAMILIES.get(name)) is None:
             continue
         for next_hop, entries in _global_first(by_next_hop).items():
-            attributes = _attributes(raw, next_hop)
+            attributes = fields.attributes(raw, next_hop)
             announced += [
-                Announced(_prefix(nlri["nlri"], family), attributes, _text(nlri.get("path-information", "")))
+                Announced(
+                    fields.prefix(nlri["nlri"], family), attributes, fields.text(nlri.get("path-information", ""))
+                )
                 for nlri in entries
             ]
     return UpdateEvent(peer, withdrawn, tuple(announced))
@@ -288,7 +290,7 @@ def _global_first(by_next_hop: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     if len(by_next_hop) < 2:
         return by_next_hop
-    known = {hop: nlri for hop, nlri in by_next_hop.items() if not ipaddress.ip_address(_text(hop)).is_link_local}
+    known = {hop: nlri for hop, nlri in by_next_hop.items() if not fields.address(hop).is_link_local}
     return known or by_next_hop
 
 
@@ -302,7 +304,7 @@ def _refresh(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
 def _notification(peer: IPAddress, neighbor: Mapping[str, Any]) -> Event:
     body = neighbor["message"]["notification"] if "message" in neighbor else neighbor["notification"]
     return NotificationEvent(
-        peer, _integer(body["code"]), _integer(body["subcode"]), str(body.get("message", ""))[:200]
+        peer, fields.integer(body["code"]), fields.integer(body["subcode"]), str(body.get("message", ""))[:200]
     )
 
 
@@ -319,13 +321,13 @@ def _neighbour(entry: Mapping[str, Any]) -> Neighbour:
     local, peer = entry["local"], entry["peer"]
     identifier = peer["id"]
     return Neighbour(
-        peer=ipaddress.ip_address(_text(peer["address"])),
-        local=ipaddress.ip_address(_text(local["address"])),
+        peer=fields.address(peer["address"]),
+        local=fields.address(local["address"]),
         # "state" is "up" only after the first second, and "duration" before that is how long the session was down.
-        up=_text(entry["fsm"]) == "ESTABLISHED",
-        seconds=_integer(entry["duration"]) if entry["state"] == "up" else 0,
-        local_as=_integer(local["as"]),
-        remote_as=_integer(peer["as"]),
+        up=fields.text(entry["fsm"]) == "ESTABLISHED",
+        seconds=fields.integer(entry["duration"]) if entry["state"] == "up" else 0,
+        local_as=fields.integer(local["as"]),
+        remote_as=fields.integer(peer["as"]),
         router_id=IPv4Address(identifier) if isinstance(identifier, str) else None,
         graceful=peer["capabilities"].get("graceful-restart") is True,
     )
@@ -334,80 +336,13 @@ def _neighbour(entry: Mapping[str, Any]) -> Neighbour:
 def _shown_route(message: Mapping[str, Any]) -> ShownRoute:
     nlri = message["route"]["nlri"]
     family = _FAMILIES[f"{nlri['family']['afi']} {nlri['family']['safi']}"]
-    peer, hop = ipaddress.ip_address(_text(message["peer"]["address"])), ipaddress.ip_address(_text(nlri["nexthop"]))
+    peer, hop = (
+        fields.address(message["peer"]["address"]),
+        fields.address(nlri["nexthop"]),
+    )
     if hop.is_link_local and not peer.is_link_local:
         # Of two next hops ExaBGP keeps the link-local one; it stands beside a global one of the speaker (RFC 2545 3).
         hop = peer
-    attributes = _attributes(message["route"]["attributes"], str(hop))
-    route = Announced(_prefix(nlri["prefix"], family), attributes, _text(nlri.get("path-information", "")))
+    attributes = fields.attributes(message["route"]["attributes"], str(hop))
+    route = Announced(fields.prefix(nlri["prefix"], family), attributes, fields.text(nlri.get("path-information", "")))
     return ShownRoute(peer, route)
-
-
-def _attributes(raw: Mapping[str, Any], next_hop: object) -> Attributes:
-    origin = raw.get("origin", "igp")
-    if origin not in ("igp", "egp", "incomplete"):
-        raise ValueError(f"origin {origin!r}")
-    originator = raw.get("originator-id")
-    return intern(
-        Attributes(
-            next_hop=ipaddress.ip_address(_text(next_hop)),
-            origin=cast("Origin", origin),
-            as_path=tuple(_segments(raw.get("as-path", {}))),
-            local_preference=_optional(raw.get("local-preference")),
-            med=_optional(raw.get("med")),
-            communities=tuple(cast("Community", _numbers(item, 2)) for item in raw.get("community", ())),
-            large_communities=tuple(
-                cast("LargeCommunity", _numbers(item, 3)) for item in raw.get("large-community", ())
-            ),
-            originator_id=None if originator is None else IPv4Address(_text(originator)),
-            cluster_list=tuple(IPv4Address(_text(item)) for item in raw.get("cluster-list", ())),
-        )
-    )
-
-
-def _segments(raw: Mapping[str, Any]) -> Iterator[Segment]:
-    for _, segment in sorted(raw.items(), key=lambda item: int(item[0])):
-        yield Segment(_SEGMENTS[segment["element"]], tuple(_integer(number) for number in segment["value"]))
-
-
-_WELL_KNOWN: Final[dict[str, Community]] = {
-    "no-export": (0xFFFF, 0xFF01),
-    "no-advertise": (0xFFFF, 0xFF02),
-    "no-export-subconfed": (0xFFFF, 0xFF03),
-    "no-peer": (0xFFFF, 0xFF04),
-    "blackhole": (0xFFFF, 666),
-}
-
-
-def _numbers(item: object, count: int) -> tuple[int, ...]:
-    """Communities are lists of numbers in events and ``a:b`` texts (or names) in ``show adj-rib``."""
-    if isinstance(item, str):
-        if item in _WELL_KNOWN and count == 2:
-            return _WELL_KNOWN[item]
-        item = [int(part) for part in item.split(":")]
-    if not isinstance(item, list) or len(item) != count:
-        raise ValueError(f"community {item!r:.40}")
-    return tuple(_integer(number) for number in item)
-
-
-def _prefix(text: object, family: Family) -> Prefix:
-    prefix = ipaddress.ip_network(_text(text))
-    if prefix.version != family:
-        raise ValueError(f"{text} is not IPv{family}")
-    return prefix
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r:.40} is not text")
-    return value
-
-
-def _integer(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= UINT32:
-        raise TypeError(f"{value!r:.40} is not a 32-bit number")
-    return value
-
-
-def _optional(value: object) -> int | None:
-    return None if value is None else _integer(value)
