@@ -7,6 +7,7 @@ import re
 import pytest
 
 from calipy.datastore.resources import NodeBGPSpec, NodeSpec, PrefixAdvertisement
+from tests.kernel.test_bgp_mesh import tor
 from tests.support.bgp import BgpLab, Bird, eventually, eventually_is
 
 pytestmark = pytest.mark.kernel
@@ -76,3 +77,18 @@ def test_changes_while_a_peer_is_away_are_told_once_and_the_last_of_each(bgp_lab
     bgp_lab.block("10.244.3.0/26", "n1")  # what is told after everything that was queued
     eventually("told to the end", lambda: "10.244.3.0/26" in heard(away))
     assert heard(away) == {"10.244.1.0/26": ["2"], "10.244.3.0/26": ["2"]}
+
+
+def test_another_configuration_is_loaded_while_a_peer_is_away(bgp_lab: BgpLab) -> None:
+    """What ExaBGP has queued for a peer that does not answer keeps no other session from being changed."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.peer("nobody", peer_ip="10.77.1.99", as_number=64500)
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500)
+    n1 = bgp_lab.node("n1", "10.77.1.1/24")
+    bird = bgp_lab.bird(bgp_lab.fabric, tor({"n1": n1.address}).replace("local as", "local 10.77.1.254 as"))
+    eventually("session", lambda: n1.up("10.77.1.254"))
+    bgp_lab.block("10.244.1.0/26", "n1")
+    eventually("told", lambda: "10.244.1.0/26" in bird.routes())
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500, max_restart_time="77s")
+    eventually("another session", lambda: "Restart time: 77" in bird.ask("show protocols all n1"))
+    eventually("told again", lambda: "10.244.1.0/26" in bird.routes())
