@@ -38,7 +38,11 @@ Asked = tuple[str, str, str]
     metavar="FORMAT",
     help="table (or ps), wide, json, yaml, name or custom-columns=A,B.",
 )
-@click.option("--export", is_flag=True, help="Leave out what belongs to this cluster alone (uid, revision, times).")
+@click.option(
+    "--export",
+    is_flag=True,
+    help="Of objects given by name, without what belongs to this cluster alone (uid, revision, times).",
+)
 @datastore_options
 def get(
     kind: str | None,
@@ -101,7 +105,7 @@ def get(
 
     resources, revision, default_as = current(config_file).run(work)
     if output in {"json", "yaml"}:
-        documents = [document_of(resource, export=export) for resource in resources]
+        documents = [document_of(resource, export=export and bool(names)) for resource in resources]
         whole: Any = documents
         if not asked:
             metadata = {"resourceVersion": str(revision)}

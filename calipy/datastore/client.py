@@ -313,10 +313,8 @@ class Client:
             await relations.refuse_claimed_pool(self, pool)
 
     async def _empty_node(self, key: ResourceKey) -> None:
-        """In Calico's order; whatever is gone already is skipped, so an interrupted deletion can be repeated."""
+        """In Calico's order; what is gone already, be it the node, is skipped: an interrupted deletion can be repeated."""
         node = await self.get(key.kind, key.name)
-        if node is None:
-            raise NotFoundError(f"{key} does not exist", key=path(key))
         endpoints = [one for one in await self.list("WorkloadEndpoint") if one.spec.node == key.name]
         if self._addresses is not None:
             await self._addresses.release_ips(relations.addresses_of_node(node, endpoints))

@@ -133,9 +133,11 @@ async def refuse_used_tier(objects: Objects, name: str) -> None:
                 )
 
 
-def addresses_of_node(node: Resource[Any, Any], endpoints: Iterable[Resource[Any, Any]]) -> list[str]:
-    """Addresses that go with a node: those of its endpoints and of its tunnels."""
+def addresses_of_node(node: Resource[Any, Any] | None, endpoints: Iterable[Resource[Any, Any]]) -> list[str]:
+    """Addresses that go with a node: those of its endpoints and, if it is there, of its tunnels."""
     found = [text.partition("/")[0] for endpoint in endpoints for text in endpoint.spec.ip_networks]
+    if node is None:
+        return found
     spec: NodeSpec = node.spec
     tunnels = [spec.ipv4_vxlan_tunnel_addr, spec.ipv6_vxlan_tunnel_addr]
     if spec.bgp is not None:

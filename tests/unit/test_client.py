@@ -196,6 +196,15 @@ async def test_deleting_a_node_takes_what_belongs_to_it(client: Client, addresse
         assert len(await client.list(kind)) == 1
 
 
+async def test_what_belongs_to_a_node_goes_without_the_node(client: Client, addresses: Addresses) -> None:
+    """Deleting a node that is not there takes what was left of it, and says that it was not there."""
+    await client.create(codec.new("HostEndpoint", "h", HostEndpointSpec(node="a", interface_name="eth0")))
+    with pytest.raises(NotFoundError):
+        await client.delete("Node", "a")
+    assert await client.get("HostEndpoint", "h") is None
+    assert ("host", "a") in addresses.calls
+
+
 async def test_without_ipam_a_claimed_pool_stays() -> None:
     """Nobody can give up the blocks, so deleting fails closed."""
     client = Client(MemoryStore(), settle=0)
