@@ -18,7 +18,7 @@ from typing import Any
 from _cluster import APPS, ENDPOINTS, HOST, POLICIES, cluster, endpoint, node_of, policy, profile
 
 from calipy.datastore.keys import Key
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.felix.messages import IPSet
 
 

@@ -16,6 +16,7 @@ from calipy.felix.config import FelixConfig
 from calipy.felix.dataplane import backend
 from calipy.felix.dataplane.backend import BackendName
 from calipy.felix.dataplane.iptables import IPTables, WriteReport
+from calipy.felix.dataplane.nftables import NftablesReader
 from calipy.felix.delta import Table
 from calipy.felix.messages import Changes, HostEndpoint
 from calipy.felix.render import syntax
@@ -25,6 +26,30 @@ from calipy.net import Family
 
 _logger = log.get("felix.rules")
 _IPV6: Final = Path("/proc/sys/net/ipv6")
+
+
+def families(config: FelixConfig) -> tuple[Family, ...]:
+    """The IP versions that the kernel and the parameters want rules of."""
+    return (4, 6) if config.ipv6_support and _IPV6.exists() else (4,)
+
+
+def in_force(config: FelixConfig) -> bool:
+    """Whether forwarded packets meet rules of ours, by a glance at nf_tables. A few netlink exchanges.
+
+    No where the legacy backend is in use, which cannot be asked in passing.
+
+    Raises:
+        KernelError: the kernel has no nf_tables.
+    """
+    reader = NftablesReader()
+    try:
+        return all(
+            any(reader.rule_hashes(family, "filter", "FORWARD") or ())
+            and any(reader.rule_hashes(family, "filter", "cali-FORWARD") or ())
+            for family in families(config)
+        )
+    finally:
+        reader.close()
 
 
 class Ruleset:
@@ -66,9 +91,9 @@ class Ruleset:
         Raises:
             KernelError: iptables is missing or unusable, or others keep rules in both backends. All is as it was.
         """
-        families: tuple[Family, ...] = (4, 6) if config.ipv6_support and _IPV6.exists() else (4,)
-        chosen = await backend.choose(config.iptables_backend, families)
-        self._renderers = {family: Renderer(family, config) for family in families}
+        wanted = families(config)
+        chosen = await backend.choose(config.iptables_backend, wanted)
+        self._renderers = {family: Renderer(family, config) for family in wanted}
         for renderer in self._renderers.values():
             renderer.update(known)
             renderer.set_hosts(hosts)
@@ -155,10 +180,10 @@ class Ruleset:
     async def _sweep_other_backend(self) -> None:
         """Remove our chains from the iptables backend that is not in use, where an earlier run left them."""
         other: BackendName = "legacy" if self.backend == "nft" else "nft"
-        families = tuple(self._renderers)
-        if not (await backend.evidence(other, families)).ours:
+        present = tuple(self._renderers)
+        if not (await backend.evidence(other, present)).ours:
             return
-        swept = IPTables(other, {family: {name: Table(name) for name in TABLES} for family in families})
+        swept = IPTables(other, {family: {name: Table(name) for name in TABLES} for family in present})
         try:
             report = await swept.write()
             _logger.info("swept our chains from the other backend", backend=other, chains=len(report.changed))

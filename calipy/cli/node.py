@@ -48,9 +48,16 @@ def run(only: str | None, config_file: str | None) -> None:
             supervisor.Daemon(name, supervisor.daemon_argv(name, config_file=config_file or "")) for name in names
         ]
         sys.exit(asyncio.run(supervisor.Supervisor(daemons, os.environ).run()))
-    from calipy.node import agent, bgpd  # noqa: PLC0415 - only what this process needs
+    if only == "bgpd":
+        from calipy.node import bgpd  # noqa: PLC0415 - only what this process needs
 
-    sys.exit(asyncio.run((agent if only == "agent" else bgpd).run(settings, config_file)))
+        sys.exit(asyncio.run(bgpd.run(settings, config_file)))
+    from calipy.node import guard  # noqa: PLC0415 - all else comes after it
+
+    asyncio.run(guard.guard(settings.felix))
+    from calipy.node import agent  # noqa: PLC0415
+
+    sys.exit(asyncio.run(agent.run(settings, config_file)))
 
 
 @command.command()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.felix.messages import Changes, IPSet, IPSetDelta, Match
 from tests.support.objects import Object
 

@@ -11,7 +11,7 @@ from calipy.conformance.netpol_writer import Objects, objects
 from calipy.datastore.names import kubernetes_interface
 from calipy.felix import hosts
 from calipy.felix.config import FelixConfig
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.felix.messages import Changes, Encapsulation, EndpointID, HostEndpoint
 from calipy.felix.ownership import link_group
 from calipy.felix.render.renderer import Renderer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.felix.graph.tunnels import vtep_mac
 from calipy.felix.messages import VTEP, ClusterRoute, Encapsulation
 from tests.support.enforced import enforce

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from calipy.felix.config import FelixConfig
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.felix.messages import Changes, EndpointID, HostEndpoint, Pool, WorkloadEndpoint
 from calipy.felix.render.renderer import Renderer
 from calipy.felix.sets import SetTable

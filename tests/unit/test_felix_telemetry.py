@@ -5,7 +5,7 @@ from __future__ import annotations
 from calipy.datastore.syncer import InSync, Status
 from calipy.felix import telemetry
 from calipy.felix.daemon import Felix
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.felix.graph.statistics import GraphStatistics, IndexStatistics
 from calipy.felix.messages import Changes, IPSet, IPSetDelta
 from calipy.metrics import REGISTRY

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from calipy.datastore.keys import ResourceKey
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.felix.messages import Changes, Host, IPSet, IPSetDelta, PolicyID
 from calipy.policy.selector import parse
 from tests.support.enforced import enforce

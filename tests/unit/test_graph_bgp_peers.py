@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from calipy.datastore.keys import ResourceKey
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.felix.messages import Changes, LocalBGPPeer
 from tests.support.objects import Object, gone, make, namespace_profile, pod
 

@@ -6,8 +6,8 @@ import pytest
 
 from calipy.datastore.keys import ResourceKey
 from calipy.felix.config import FelixConfig
-from calipy.felix.graph import Graph
 from calipy.felix.graph.config import parameter_name, resource_parameters
+from calipy.felix.graph.graph import Graph
 from tests.support.objects import Object, gone, make, pod
 
 

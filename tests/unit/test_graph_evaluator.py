@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from calipy.conformance.netpol_case import Case, State, load, parse_probe
 from calipy.datastore.resources import Resource
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.policy.evaluate import EPHEMERAL_PORT
 from calipy.policy.judge import Packet, judge
 from calipy.policy.snapshot import Snapshot

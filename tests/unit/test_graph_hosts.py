@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from calipy.datastore.keys import ResourceKey
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.felix.messages import Changes, HostEndpoint
 from tests.support.objects import Object, global_policy, gone, make
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calipy.datastore.keys import Key
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from tests.support.enforced import Enforced, enforce
 from tests.support.objects import Object, block, global_policy, make, namespace_profile, network_policy, pod
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from calipy.felix.config import FelixConfig
-from calipy.felix.graph import Graph
+from calipy.felix.graph.graph import Graph
 from calipy.felix.hosts import resolve
 from calipy.felix.messages import ActivePolicy, ActiveProfile, Changes, HostEndpoint, PolicyID, Rule, TierInfo
 from calipy.felix.render.names import ANY_INTERFACE
