@@ -6,19 +6,17 @@ import asyncio
 import contextlib
 import os
 import secrets
-import socket
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from calipy.containerlab import (
-    container,
     embedded,
     environment,
     images,
+    inside,
     inventories,
-    linkspec,
     management,
+    precheck,
     registry,
     resolver,
     wiring,
@@ -31,10 +29,8 @@ from calipy.containerlab.images import Profile
 from calipy.containerlab.management import Addresses
 from calipy.containerlab.model import Node, Topology
 from calipy.containerlab.plan import Plan, plan
-from calipy.containerlab.programs import program_directories
 from calipy.containerlab.registry import Entry
 from calipy.containerlab.running import RunningNode
-from calipy.containerlab.values import cpu_set
 from calipy.containerlab.wiring import Namespace
 from calipy.errors import CalipyError
 
@@ -141,7 +137,16 @@ class Lab:
         """Everything up to the first node: checks, addresses, lab directory, management network, etcd."""
         profiles = {node.name: images.profile(node) for node in topology.nodes.values() if node.is_container}
         with registry.exclusive():
-            self._check(topology, work, create_bridges=create_bridges)
+            own = {end.name for link in self.cabling.links for end in link.ends if end.namespace is self._host}
+            precheck.check(
+                topology,
+                work,
+                self.entry,
+                host=self._host,
+                machine=self._machine,
+                own=own,
+                create_bridges=create_bridges,
+            )
             addresses = self._assign_addresses(topology)
             self.topology, self._profiles, self._addresses = topology, profiles, addresses
             self.cabling.nodes = topology.nodes
@@ -179,36 +184,6 @@ class Lab:
 
     def _names(self) -> resolver.Names:
         return resolver.names((running.node, running.addresses) for running in self.nodes.values())
-
-    def _check(self, topology: Topology, work: Plan, *, create_bridges: bool) -> None:
-        """What only the machine can tell, before anything is made.
-
-        Raises:
-            LabError: names the element.
-        """
-        names = {topology.nodes[name].long_name: name for name in work.added if topology.nodes[name].is_container}
-        for lab, taken in registry.names_of_others(self.entry).items():
-            for long_name in names.keys() & taken:
-                raise LabError(
-                    f"node {names[long_name]}: the name {long_name} is taken by lab {lab}",
-                    remedy=f"destroy it first: calipy lab destroy --name {lab}",
-                )
-        for node in topology.nodes.values():
-            if node.kind == "bridge" and not node.inside and not create_bridges:
-                found = self._machine.links.get_link(node.bridge)
-                if found is None or found.kind != "bridge":
-                    raise LabError(
-                        f"node {node.name}: there is no bridge {node.bridge} on the host",
-                        remedy=f"ip link add {node.bridge} type bridge, or deploy with --create-bridges",
-                    )
-        own = {end.name for link in self.cabling.links for end in link.ends if end.namespace is self._host}
-        for link in work.added_links:
-            for end in link.endpoints:
-                on_host = linkspec.namespace_of(end.node, topology.nodes) == linkspec.HOST
-                if on_host and end.interface not in own and self._host.links.get_link(end.interface) is not None:
-                    raise LabError(f"endpoint {end}: interface {end.interface} exists on the host")
-            if link.type == "macvlan" and link.b and self._host.links.get_link(link.b.interface) is None:
-                raise LabError(f"link to {link.a}: host-interface {link.b.interface} does not exist on the host")
 
     async def _take_away(self, topology: Topology, work: Plan) -> dict[str, Any]:
         """What is obsolete goes; nodes to be created anew leave their interfaces behind. Returns these, by node."""
@@ -288,7 +263,7 @@ class Lab:
                 stack.callback(os.close, uts_fd)
             agent = running.agent = await Agent.start(
                 node.name,
-                self._spec(topology, running, other),
+                inside.spec(topology, running, other),
                 log_directory=self._directory_fd,
                 network_fd=other.namespace.fd if other and other.namespace else None,
                 uts_fd=uts_fd,
@@ -322,38 +297,6 @@ class Lab:
 
     def _labels(self, topology: Topology, node: Node) -> dict[str, str]:
         return environment.labels(topology, node, owner=self._owner, bridge=self.cabling.bridge, git=self._git)
-
-    def _spec(self, topology: Topology, running: RunningNode, other: RunningNode | None) -> container.Spec:
-        """What a node looks like inside; one in another's namespace has that one's name, hosts file and resolver."""
-        node, profile = running.node, running.profile
-        named = other or running
-        hostname = None if node.network_mode == "host" else named.node.hostname or named.node.name
-        servers = [topology.management.ipv4_gateway] if named.node.attached and topology.management.ipv4_gateway else []
-        own_network = node.network_mode in {"bridge", "none"}
-        data = {}
-        if profile.role == "etcd":
-            directory = Path(topology.lab_directory) / node.name / "data"
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            data[images.ETCD_DATA] = str(directory)
-        return container.Spec(
-            hostname=hostname,
-            own_network=own_network,
-            stage=str(registry.stage()),
-            files={
-                "/etc/hostname": f"{hostname or socket.gethostname()}\n",
-                "/etc/hosts": environment.hosts(topology, named.node, named.addresses),
-                "/etc/resolv.conf": environment.resolver(node, servers),
-                **profile.files,
-            },
-            programs=program_directories(),
-            binds=node.binds,
-            tmpfs=node.tmpfs,
-            devices=node.devices,
-            data=data,
-            sysctls={**(environment.sysctls(profile) if own_network else {}), **node.sysctls},
-            shm_size=node.shm_size,
-            cpus=tuple(sorted(cpu_set(node.cpu_set) & os.sched_getaffinity(0))) if node.cpu_set else (),
-        )
 
     async def _remove_node(self, name: str, report: Report | None = None, timeout: float = END_SECONDS) -> None:
         old = self.deployed.nodes.get(name)

@@ -38,7 +38,7 @@ topology:
 Make = Callable[[str], Path]
 
 
-def eventually(condition: Callable[[], bool], what: str, timeout: float = 20.0) -> None:
+def eventually(condition: Callable[[], bool], what: str, timeout: float = 45.0) -> None:
     """Wait for a condition, which must come true."""
     deadline = time.monotonic() + timeout
     while not condition():
@@ -515,6 +515,7 @@ def test_what_keeps_a_node_from_ending_is_told(make: Make) -> None:
             assert holder.stdout.readline() == "in\n"
             holder.send_signal(signal.SIGSTOP)  # it does not collect what it has started
             told: list[str] = []
+            lab.destroy(nodes=["b"])
             with pytest.raises(LabError) as caught:
                 lab.destroy(report=lambda _level, text: told.append(text), timeout=1.5)
             assert len(told) == 1
