@@ -313,7 +313,7 @@ class Client:
             await relations.refuse_claimed_pool(self, pool)
 
     async def _empty_node(self, key: ResourceKey) -> None:
-        """In Calico's order; what is gone already, be it the node, is skipped: an interrupted deletion can be repeated."""
+        """In Calico's order; what is gone, be it the node, is skipped: an interrupted deletion can be repeated."""
         node = await self.get(key.kind, key.name)
         endpoints = [one for one in await self.list("WorkloadEndpoint") if one.spec.node == key.name]
         if self._addresses is not None:
