@@ -42,7 +42,7 @@ def test_changing_over_loses_no_packet(bgp_lab: BgpLab) -> None:
     eventually("the fabric", lambda: all(node.up("10.77.1.254") for node in (n1, n2, n3)))
     pings = [Pinger(n1.ns, target, bgp_lab.directory / f"ping{target}") for target in ("10.244.2.1", "10.244.1.9")]
     cluster_routes(bgp_lab, "datastore")
-    eventually_is("no mesh", {"10.77.1.254"}, lambda: set(n1.peers()), timeout=25)
+    eventually_is("no mesh", {"10.77.1.254"}, lambda: set(n1.peers()))
     eventually_is("nor at n3", {"10.77.1.254"}, lambda: set(n3.peers()))
     assert n1.gateways() == wanted
     assert n1.status()["cluster_routes"] == "datastore"

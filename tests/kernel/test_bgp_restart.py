@@ -137,9 +137,9 @@ def test_deleted_and_foreign_routes(bgp_lab: BgpLab) -> None:
     """A deleted route comes back, one that nobody asked for goes; a place that others hold is not taken."""
     n1, n2 = pair(bgp_lab)
     n1.ns.run("ip", "route", "del", "10.244.2.0/26")
-    eventually_is("came back", {"10.244.2.0/26": (n2.address,)}, n1.gateways, timeout=5)
+    eventually_is("came back", {"10.244.2.0/26": (n2.address,)}, n1.gateways)
     n1.ns.run("ip", "route", "add", "10.244.7.0/26", "via", n2.address, "proto", "82", "metric", "1024")
-    eventually_is("ours without reason", {"10.244.2.0/26": (n2.address,)}, n1.gateways, timeout=5)
+    eventually_is("ours without reason", {"10.244.2.0/26": (n2.address,)}, n1.gateways)
     n1.ns.run("ip", "route", "add", "10.244.8.0/26", "via", n2.address, "proto", "static", "metric", "1024")
     bgp_lab.block("10.244.8.0/26", "n2")
     eventually(
@@ -147,7 +147,7 @@ def test_deleted_and_foreign_routes(bgp_lab: BgpLab) -> None:
     )
     assert "proto static" in n1.ns.run("ip", "route", "show", "10.244.8.0/26")
     n1.ns.run("ip", "route", "del", "10.244.8.0/26")
-    eventually("ours once the place is free", lambda: "10.244.8.0/26" in n1.gateways(), timeout=5)
+    eventually("ours once the place is free", lambda: "10.244.8.0/26" in n1.gateways())
 
 
 def test_an_interface_that_flaps(bgp_lab: BgpLab) -> None:
@@ -158,7 +158,7 @@ def test_an_interface_that_flaps(bgp_lab: BgpLab) -> None:
     time.sleep(0.3)
     n1.ns.run("ip", "link", "set", "eth0", "up")
     n1.ns.run("ip", "route", "add", "default", "via", "10.77.1.254")
-    eventually_is("back", {"10.244.2.0/26": (n2.address,)}, n1.gateways, timeout=10)
+    eventually_is("back", {"10.244.2.0/26": (n2.address,)}, n1.gateways)
 
 
 def test_a_restarting_bird_keeps_its_routes_here(bgp_lab: BgpLab) -> None:

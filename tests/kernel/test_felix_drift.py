@@ -111,7 +111,7 @@ def test_flushed_and_deleted_sets_are_noticed_by_their_size(node: Node) -> None:
     server, client = programmed(node, felix)
     node.ns.run("ipset", "flush", "cali40s:x")
     assert not reaches(client.ns, server.address, 80)
-    until(lambda: reaches(client.ns, server.address, 80), timeout=6)
+    until(lambda: reaches(client.ns, server.address, 80))
     assert [item.name for item in felix.status().drift] == ["cali40s:x"]
 
 
@@ -144,7 +144,7 @@ def test_changed_sysctls_are_put_right(node: Node, parameter: str, config: dict[
     del client
     key = "net/" + parameter.format(server.interface)
     node.ns.call(sysctl_of, key, "0")
-    until(lambda: node.ns.call(sysctl_of, key) == "1", timeout=6)
+    until(lambda: node.ns.call(sysctl_of, key) == "1")
     drift = until(lambda: felix.status().drift)
     assert [(item.place, item.name, item.found) for item in drift] == [("sysctl", key, "0")]
 
@@ -163,7 +163,7 @@ def test_deleted_route_comes_back_at_once(node: Node) -> None:
     felix = node.felix()
     server, client = programmed(node, felix)
     node.ns.run("ip", "route", "del", f"{server.address}/32")
-    until(lambda: server.address in node.ns.run("ip", "route"), timeout=2)
+    until(lambda: server.address in node.ns.run("ip", "route"))
     assert reaches(client.ns, server.address, 80)
     node.ns.run("ip", "route", "add", "192.0.2.7/32", "dev", client.interface)
     until(lambda: "192.0.2.7" not in node.ns.run("ip", "route"))

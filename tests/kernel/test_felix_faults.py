@@ -42,7 +42,7 @@ def test_a_refused_rule_closes_its_own_chain_only(node: Node) -> None:
     assert pings(other.ns, client.address)
     assert not reaches(client.ns, server.address, 80)
     felix.send(ip_sets={"s:never-sent": IPSet("s:never-sent", "net", frozenset())})
-    until(lambda: felix.status().endpoints[server.id].state == "up", timeout=15)
+    until(lambda: felix.status().endpoints[server.id].state == "up")
     assert reaches(client.ns, server.address, 80)
 
 
@@ -78,7 +78,7 @@ def test_lasting_trouble_does_not_make_it_spin(node: Node) -> None:
     assert not felix.status().ready
     assert reaches(client.ns, server.address, 80)
     node.ns.run("iptables-nft", "-F", "INPUT")
-    until(lambda: felix.status().ready, timeout=20)
+    until(lambda: felix.status().ready)
     assert "192.0.2.1" in node.ns.run("ipset", "save", taken)
 
 

@@ -80,7 +80,7 @@ def test_restart_removes_what_went_meanwhile_only_when_in_sync(node: Node) -> No
     until(lambda: "cali40s:x" not in node.ns.run("ipset", "list", "-n"))
     assert reaches(client.ns, server.address, 81)
     # The interface is still there, and may be about to get an endpoint: its route has ten seconds of grace.
-    until(lambda: gone.address not in node.ns.run("ip", "route"), timeout=20)
+    until(lambda: gone.address not in node.ns.run("ip", "route"))
 
 
 @BACKENDS

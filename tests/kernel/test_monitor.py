@@ -15,7 +15,7 @@ from calipy.net import PROTO_BGP, Route
 pytestmark = pytest.mark.kernel
 
 
-async def until(monitor: Monitor, wanted: Callable[[Event], bool], timeout: float = 10) -> list[Event]:
+async def until(monitor: Monitor, wanted: Callable[[Event], bool], timeout: float = 30) -> list[Event]:
     """All events up to the first that is wanted."""
     seen: list[Event] = []
     async with asyncio.timeout(timeout):

@@ -347,7 +347,7 @@ async def test_syncer_through_crashes(own_etcd: EtcdServer):
 
     following = asyncio.create_task(follow())
 
-    async def until(condition, timeout: float = 20) -> None:
+    async def until(condition, timeout: float = 30) -> None:
         async with asyncio.timeout(timeout):
             while not condition():
                 assert not following.done(), following.exception()

@@ -35,7 +35,7 @@ ETCD = "http://10.77.1.254:2379"
 T = TypeVar("T")
 
 
-def eventually(what: str, probe: Callable[[], T], timeout: float = 20.0) -> T:
+def eventually(what: str, probe: Callable[[], T], timeout: float = 45.0) -> T:
     """The first true result of ``probe``; fails with what was wanted and the last result."""
     give_up = time.monotonic() + timeout
     while True:
@@ -47,7 +47,7 @@ def eventually(what: str, probe: Callable[[], T], timeout: float = 20.0) -> T:
         time.sleep(0.05)
 
 
-def eventually_is(what: str, expected: T, get: Callable[[], T], timeout: float = 20.0) -> None:
+def eventually_is(what: str, expected: T, get: Callable[[], T], timeout: float = 45.0) -> None:
     """``get`` gives the expected value in the end; fails with what it gave last."""
     give_up = time.monotonic() + timeout
     while (found := get()) != expected:

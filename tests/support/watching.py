@@ -11,7 +11,7 @@ from calipy.datastore.store import Event, WatchBatch
 Item = TypeVar("Item")
 
 
-async def take_events(watch: AsyncIterator[WatchBatch], count: int, timeout: float = 15) -> list[Event]:
+async def take_events(watch: AsyncIterator[WatchBatch], count: int, timeout: float = 30) -> list[Event]:
     """The next events, at least ``count``, in the order given."""
     events: list[Event] = []
     async with asyncio.timeout(timeout):
@@ -20,7 +20,7 @@ async def take_events(watch: AsyncIterator[WatchBatch], count: int, timeout: flo
     return events
 
 
-async def take_until(items: AsyncIterator[Item], done: Callable[[list[Item]], bool], timeout: float = 15) -> list[Item]:
+async def take_until(items: AsyncIterator[Item], done: Callable[[list[Item]], bool], timeout: float = 30) -> list[Item]:
     """Items up to and with the one that makes ``done`` true of all so far."""
     taken: list[Item] = []
     async with asyncio.timeout(timeout):

@@ -36,7 +36,7 @@ class Relay:
         self.stdin.write(data)
         self.stdin.flush()
 
-    def exabgp_reads(self, timeout: float = 5.0) -> bytes:
+    def exabgp_reads(self, timeout: float = 30.0) -> bytes:
         """One command line."""
         line = b""
         while not line.endswith(b"\n"):
@@ -51,9 +51,9 @@ class Relay:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             listener.bind(str(self.path))
             listener.listen()
-            listener.settimeout(5)
+            listener.settimeout(30)
             connection, _ = listener.accept()
-        connection.settimeout(5)
+        connection.settimeout(30)
         with connection, connection.makefile("rb") as lines:
             yield connection, lines
 
@@ -125,7 +125,7 @@ def test_exabgp_that_does_not_read_stops_bgpd_not_the_relay(relay: Relay) -> Non
             while sent < 16 << 20:
                 sent += connection.send(b"announce route 10.0.0.0/26 next-hop 10.0.0.1\n" * 100)
         assert sent < 16 << 20
-        connection.settimeout(5)
+        connection.settimeout(30)
         relay.exabgp_writes(b'{"event": 1}\n')
         assert lines.readline() == b'{"event": 1}\n'
 

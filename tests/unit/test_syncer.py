@@ -102,7 +102,7 @@ class Follower:
                 else:
                     self.state[event.key] = event.value
 
-    async def until(self, done, timeout: float = 5) -> list:
+    async def until(self, done, timeout: float = 30) -> list:
         """Go on until ``done(log)``; what came meanwhile."""
         start = len(self.log)
         async with asyncio.timeout(timeout):
