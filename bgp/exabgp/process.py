@@ -43,6 +43,11 @@ class Paths:
         return self.directory / "exabgp.conf"
 
     @property
+    def reloading(self) -> Path:
+        """Exists while the configuration may not be what ExaBGP has loaded."""
+        return self.directory / "exabgp.reloading"
+
+    @property
     def pid(self) -> Path:
         """Who runs, since when, and with which settings."""
         return self.directory / "exabgp.pid"

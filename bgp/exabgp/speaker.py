@@ -178,6 +178,7 @@ class Speaker:
                 raise ChannelClosedError(f"ExaBGP refuses its configuration: {problem}")
             self._loaded = loaded
             process = await SpeakerProcess.start(self._paths, self._environment)
+            self._paths.reloading.unlink(missing_ok=True)
             _STARTS.inc()
         else:
             logger.info("exabgp adopted", pid=process.pid)
@@ -284,9 +285,12 @@ class Speaker:
         self._end_of_rib |= {one.peer for one in neighbours if one.up}
 
     def _matching(self, neighbours: Iterable[Neighbour]) -> Mapping[IPAddress, str]:
-        """Neighbours of an adopted ExaBGP. What it was configured with is in its file; that says more than they do."""
+        """Neighbours of an adopted ExaBGP. What it was configured with is in its file; that says more than they do.
+
+        Unless a bgpd was killed between writing the file and seeing it loaded: then nothing is taken for loaded.
+        """
         try:
-            text = self._paths.configuration.read_text()
+            text = "" if self._paths.reloading.exists() else self._paths.configuration.read_text()
         except OSError:
             text = ""
         have = {one.peer for one in neighbours}
@@ -329,6 +333,7 @@ class Speaker:
 
     async def _reload(self, channel: Channel) -> None:
         loaded = self._loaded or {}
+        self._paths.reloading.touch(mode=0o600)
         problem, wanted = await self._install()
         if problem:
             self.problem = f"ExaBGP refuses its configuration: {problem}"
@@ -337,6 +342,7 @@ class Speaker:
             _RELOADS.labels("refused").inc()
             return
         if wanted == loaded:
+            self._paths.reloading.unlink()
             return
         removed = [peer for peer in loaded if peer not in wanted and self._out.told(peer)]
         vanishing: dict[IPAddress, dict[Prefix, Attributes]] = {peer: {} for peer in removed}
@@ -357,6 +363,7 @@ class Speaker:
         _RELOADS.labels("done").inc()
         logger.info("exabgp reloaded", neighbours=len(wanted))
         self._loaded = wanted
+        self._paths.reloading.unlink()
 
     async def _confirmed(self, channel: Channel, wanted: Mapping[IPAddress, str]) -> bool:
         deadline = clock.monotonic() + RELOAD_SECONDS

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from calipy.bgp.exabgp.process import Paths
 from calipy.datastore.resources import NodeBGPSpec, NodeSpec, PrefixAdvertisement
 from tests.kernel.test_bgp_mesh import tor
 from tests.support.bgp import BgpLab, Bird, eventually, eventually_is
@@ -92,3 +93,23 @@ def test_another_configuration_is_loaded_while_a_peer_is_away(bgp_lab: BgpLab) -
     bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500, max_restart_time="77s")
     eventually("another session", lambda: "Restart time: 77" in bird.ask("show protocols all n1"))
     eventually("told again", lambda: "10.244.1.0/26" in bird.routes())
+
+
+def test_a_bgpd_killed_between_writing_a_configuration_and_its_reload(bgp_lab: BgpLab) -> None:
+    """The next one finds the right file, and an ExaBGP that has not read it: it is loaded."""
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500)
+    n1 = bgp_lab.node("n1", "10.77.1.1/24")
+    bird = bgp_lab.bird(bgp_lab.fabric, tor({"n1": n1.address}).replace("local as", "local 10.77.1.254 as"))
+    eventually("session", lambda: n1.up("10.77.1.254"))
+    exabgp, paths = n1.exabgp(), Paths(n1.directory / "exabgp")
+    assert not paths.reloading.exists()
+    n1.kill()
+    paths.reloading.touch()
+    paths.configuration.write_text(
+        paths.configuration.read_text().replace("graceful-restart 120", "graceful-restart 77")
+    )
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500, max_restart_time="77s")
+    n1.start()
+    eventually("loaded", lambda: "Restart time: 77" in bird.ask("show protocols all n1"))
+    eventually("done", lambda: not paths.reloading.exists())
+    assert n1.exabgp() == exabgp
