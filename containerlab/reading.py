@@ -25,7 +25,7 @@ def find_topology(path: str | Path | None) -> Path:
     if place.is_file():
         return place.absolute()
     if not place.is_dir():
-        raise TopologyError(f"{place}: no such file", place=str(place))
+        raise TopologyError("is neither a file nor a directory" if place.exists() else "no such file", place=str(place))
     found = sorted(file for file in place.iterdir() if file.name.endswith(SUFFIXES))
     if len(found) != 1:
         names = ", ".join(file.name for file in found) or "none"
@@ -58,8 +58,10 @@ def read_topology(
     if text is None:
         try:
             text = file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise TopologyError(f"cannot be read: {error}", place=str(file)) from None
+        except OSError as error:
+            raise TopologyError(f"cannot be read: {error.strerror or error}", place=str(file)) from None
+        except UnicodeDecodeError as error:
+            raise TopologyError(f"is not UTF-8 (byte {error.start})", place=str(file)) from None
     return topology.load(
         text,
         file=str(file),

@@ -60,7 +60,13 @@ class Entry:
     """
 
     def __init__(self, lab: str) -> None:
-        """The place of the lab called ``lab``."""
+        """The place of the lab called ``lab``.
+
+        Raises:
+            LabError: no lab can be called so; its place might be anywhere, and places are removed.
+        """
+        if not lab or lab.startswith(".") or "/" in lab or "\0" in lab:
+            raise LabError(f"{lab!r} is no name of a lab", remedy="calipy lab inspect --all shows those that run")
         self.lab = lab
         # A socket's path is limited to 107 bytes.
         folder = lab if len(lab) <= _NAME_LIMIT else f"{lab[:20]}~{hashlib.sha256(lab.encode()).hexdigest()[:32]}"

@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from calipy.cli.lab import command as lab_command
+from calipy.containerlab.errors import LabError
 from tests.support import owned
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(120)]
@@ -252,3 +255,18 @@ def test_lifecycle(lab: Cli) -> None:
     assert "nosuch" in done.stderr
     lab.ok("redeploy")
     assert "exited" not in lab.ok("inspect")
+
+
+@pytest.mark.parametrize("name", ["../precious", "..", ".", ".stage", "a/../../precious", "/precious"])
+@pytest.mark.parametrize("command", [["destroy", "--cleanup"], ["inspect"], ["exec", "--cmd", "true"], ["stop"]])
+def test_a_lab_name_is_no_path(name: str, command: list[str], tmp_path: Path) -> None:
+    """The place of a lab is removed with it: a name that leads elsewhere is refused, and what is there stays."""
+    registry, precious = tmp_path / "labs", tmp_path / "precious"
+    (registry / ".stage").mkdir(parents=True)
+    precious.mkdir()
+    (precious / "file").touch()
+    command = [*command, "--name", str(precious) if name == "/precious" else name]
+    done = CliRunner().invoke(lab_command, command, env={"CALIPY_LAB_RUN_DIR": str(registry)})
+    assert isinstance(done.exception, LabError)
+    assert "is no name of a lab" in str(done.exception)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".stage", "file", "labs", "precious"]
