@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from msgspec.structs import replace
 
-from calipy.cli.options import config_option
+from calipy.cli.options import config_option, mismatch_option
 from calipy.cli.session import current
 from calipy.datastore import codec
 from calipy.datastore.client import Client
@@ -26,6 +26,7 @@ def migrate() -> None:
 
 
 @migrate.command()
+@mismatch_option(checked=False)
 @config_option
 def lock(config_file: str | None) -> None:
     """Make agents stop and refuse pods, until unlocked.
@@ -39,6 +40,7 @@ def lock(config_file: str | None) -> None:
 
 
 @migrate.command()
+@mismatch_option(checked=False)
 @config_option
 def unlock(config_file: str | None) -> None:
     """Let agents go on.
@@ -59,6 +61,7 @@ async def _set_ready(client: Client, *, ready: bool) -> None:
 
 
 @command.command("migrate-policy-names")
+@mismatch_option(checked=False)
 @config_option
 def migrate_policy_names(config_file: str | None) -> None:
     """Copy policies that older releases stored as default.NAME to NAME, and delete the old ones.

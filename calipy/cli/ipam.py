@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from calipy.cli.ipam_mend import capacity, check, release, repair, split
 from calipy.cli.ipam_output import Collected, Output, Place, config_option, do, number, output_option
+from calipy.cli.options import mismatch_option
 from calipy.errors import CalipyError, InvalidInputError
 from calipy.ipam import report, snapshot
 
@@ -17,6 +18,7 @@ __all__ = ["Output", "Place", "command", "invoke"]
 
 
 @click.group()
+@mismatch_option(checked=False)
 def command() -> None:
     """See and change who has which addresses."""
 

@@ -10,16 +10,19 @@ import datetime
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import click
 
 from calipy import clock
+from calipy.cli.options import mismatch_option
 from calipy.cli.render import structured
 from calipy.cli.session import current
 from calipy.datastore.ipam import IPAMConfig
 from calipy.datastore.store import Store
 from calipy.ipam.allocator import DEFAULTS, Allocator
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 CONFIG_FILE = "calipy.cli.ipam.config_file"
 """Where a command's context keeps the configuration file that was given."""
@@ -101,7 +104,7 @@ def _remember(context: click.Context, parameter: click.Parameter, value: str | N
     context.meta[CONFIG_FILE] = value
 
 
-config_option = click.option(
+_config_option = click.option(
     "-c",
     "--config",
     "config_file",
@@ -110,6 +113,13 @@ config_option = click.option(
     callback=_remember,
     help="Datastore configuration file [default: /etc/calico/calicoctl.cfg].",
 )
+
+
+def config_option(function: _Function) -> _Function:
+    """Where the datastore is, and calicoctl's flag beside it."""
+    return _config_option(mismatch_option(checked=False)(function))
+
+
 output_option = click.option(
     "-o", "--output", "form", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True
 )

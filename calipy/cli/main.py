@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 
+from calipy.cli.options import mismatch_option
 from calipy.errors import CalipyError
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
@@ -51,6 +52,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+@mismatch_option(checked=False)
 def calipy() -> None:
     """BGP-routed container networking, in Calico's own etcd layout.
 

@@ -7,7 +7,7 @@ import importlib.metadata
 import click
 
 from calipy.cli import render
-from calipy.cli.options import config_option
+from calipy.cli.options import config_option, mismatch_option
 from calipy.cli.session import current
 from calipy.datastore.client import Client
 from calipy.errors import CalipyError
@@ -18,6 +18,7 @@ _SHOWN = {"clientVersion": "Client Version:", "clusterVersion": "Cluster Version
 @click.command()
 @click.option("--client", is_flag=True, help="Only this program; do not ask the datastore.")
 @click.option("-o", "--output", type=click.Choice(["table", "json", "yaml"]), default="table", show_default=True)
+@mismatch_option(checked=False)
 @config_option
 def command(client: bool, output: str, config_file: str | None) -> None:
     """Show the version of this program, and of the cluster if its datastore can be reached.

@@ -19,8 +19,10 @@ from click.testing import CliRunner, Result
 from calipy.cli import workload
 from calipy.cli.main import calipy
 from calipy.cli.session import Session
+from calipy.datastore import codec
 from calipy.datastore.client import Client
 from calipy.datastore.memory import MemoryStore
+from calipy.datastore.resources import KINDS
 from calipy.errors import CalipyError, InvalidInputError
 
 NODE = "apiVersion: projectcalico.org/v3\nkind: Node\nmetadata: {{name: {}}}\nspec: {{}}\n"
@@ -41,14 +43,20 @@ class MemorySession(Session):
         return asyncio.run(main())
 
 
-Run = Callable[..., Result]
+class Run:
+    """Runs command lines on one store in memory."""
+
+    def __init__(self) -> None:
+        self.session = MemorySession()
+
+    def __call__(self, *arguments: object, **extra: Any) -> Result:
+        return CliRunner().invoke(calipy, [str(one) for one in arguments], obj=self.session, **extra)
 
 
 @pytest.fixture
 def run() -> Run:
-    """Runs a command line on one store in memory."""
-    session = MemorySession()
-    return lambda *arguments, **extra: CliRunner().invoke(calipy, [str(one) for one in arguments], obj=session, **extra)
+    """A command line on a store of its own."""
+    return Run()
 
 
 @pytest.fixture
@@ -177,6 +185,32 @@ def test_a_journal_that_is_none(run: Run, tmp_path: Path) -> None:
     for content in (b"\xff", b"x", b"[]", b'{"text": "a"}'):
         (tmp_path / "file").write_bytes(content)
         assert "is no journal" in refusal(run("ipam", "repair", "--undo", tmp_path / "file"))
+
+
+def test_the_release_may_be_waved_through_anywhere(run: Run) -> None:
+    """--allow-version-mismatch counts before and after the command's name, and every command of calicoctl takes it."""
+    old = codec.new("ClusterInformation", "default", KINDS["ClusterInformation"].spec(calico_version="v3.20.0"))
+    run.session.run(lambda client: client.create(old))
+    assert "belongs to a release" in refusal(run("get", "nodes"))
+    flag = "--allow-version-mismatch"
+    for words in (("get", "nodes", flag), (flag, "get", "nodes"), ("ipam", "show", flag), (flag, "version")):
+        assert run(*words).exit_code == 0, words
+    for words in (("version", flag), ("datastore", "migrate", "lock", flag), ("ipam", "check", flag)):
+        assert run(*words).exit_code == 0, words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["show"], ["show", "--show-configuration"], ["show", "--ip", "10.0.0.1"], ["check"], ["capacity"], ["repair"]],
+)
+def test_ipam_for_programs(words: list[str], run: Run) -> None:
+    """JSON and YAML hold the same."""
+    shown = [run("ipam", *words, "-o", form) for form in ("json", "yaml")]
+    from_json, from_yaml = json.loads(shown[0].stdout), yaml.safe_load(shown[1].stdout)
+    if words == ["check"]:  # the reports tell when they were made
+        assert from_json.pop("report").keys() == from_yaml.pop("report").keys()
+    assert from_json is not None
+    assert from_json == from_yaml
 
 
 def shell(words: str, **environ: str) -> subprocess.CompletedProcess[str]:
