@@ -6,14 +6,14 @@ Of several BGPPeers that select one workload the first by name counts. Source: C
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, NamedTuple
 
 from calipy.datastore.keys import ResourceKey
 from calipy.datastore.resources import BGPConfigurationSpec, BGPPeerSpec, NodeSpec, Resource
 from calipy.errors import InvalidInputError
-from calipy.felix.graph.labels import LabelIndex
 from calipy.felix.messages import LocalBGPPeer
 from calipy.policy import selector
 
@@ -23,55 +23,80 @@ _PORT: Final = 179
 class LocalPeers:
     """BGPPeers on the one side, local workload endpoints on the other.
 
+    Both are few: each BGPPeer is held against each endpoint, and there is no index that would grow with the cluster.
+
     Args:
         hostname: this node.
     """
 
     def __init__(self, hostname: str) -> None:
         self._hostname = hostname
-        self._touched: set[ResourceKey] = set()
-        self._index: LabelIndex[ResourceKey, str] = LabelIndex(self._started, self._stopped, lambda *_: None)
-        self._matches: dict[ResourceKey, set[str]] = {}
         self._specs: dict[str, BGPPeerSpec] = {}
-        self._watched: set[str] = set()
+        self._selectors: dict[str, selector.Selector] = {}  # of BGPPeers for this node, as far as they can be read
+        self._endpoints: dict[ResourceKey, _Endpoint] = {}
+        self._children: dict[str, set[ResourceKey]] = {}
+        self._inherited: dict[str, Mapping[str, str]] = {}
         self._labels: Mapping[str, str] = {}
         self._addresses: tuple[str, ...] = ()
         self._ports: dict[str, int] = {}
+        self._matches: dict[ResourceKey, str] = {}
+        self._touched: set[ResourceKey] = set()
 
     def set_endpoint(self, key: ResourceKey, labels: Mapping[str, str], parents: tuple[str, ...]) -> None:
-        """Add or replace a local workload endpoint. O(its labels and the BGPPeers filed under them)."""
-        self._index.set_item(key, key, labels, parents)
+        """Add or replace a local workload endpoint. O(BGPPeers that select workloads)."""
+        self.remove_endpoint(key)
+        self._endpoints[key] = _Endpoint(labels, parents)
+        for parent in parents:
+            self._children.setdefault(parent, set()).add(key)
+        self._match((key,))
 
     def remove_endpoint(self, key: ResourceKey) -> None:
         """Remove one; one that is not there is none removed."""
-        self._index.remove_item(key)
+        endpoint = self._endpoints.pop(key, None)
+        for parent in endpoint.parents if endpoint is not None else ():
+            self._children[parent].discard(key)
+            if not self._children[parent]:
+                del self._children[parent]
+        if self._matches.pop(key, None) is not None:
+            self._touched.add(key)
 
     def set_parent(self, name: str, labels: Mapping[str, str]) -> None:
-        """Labels that a profile hands down."""
-        self._index.set_parent(name, labels)
+        """Labels that a profile hands down, empty when it is gone. O(local endpoints that name it)."""
+        if labels:
+            self._inherited[name] = labels
+        else:
+            self._inherited.pop(name, None)
+        self._match(self._children.get(name, ()))
 
     def set_peer(self, name: str, resource: Resource[BGPPeerSpec, Any] | None) -> None:
-        """Add, replace or (None) remove a BGPPeer of any kind.
+        """Add, replace or (None) remove a BGPPeer of any kind. O(local endpoints), if it selects workloads.
 
         Raises:
             InvalidInputError: one of its selectors is none; it selects nobody.
         """
+        before = self._specs.pop(name, None)
         if resource is not None and resource.spec.local_workload_selector:
             self._specs[name] = resource.spec
-        else:
-            self._specs.pop(name, None)
-        self._watch(name)
+        if before != self._specs.get(name):
+            self._selectors.pop(name, None)
+            try:
+                self._choose(name)
+            finally:
+                self._match(self._endpoints)
+        elif name in self._specs and name not in self._selectors:
+            self._choose(name)  # to say again what is wrong with it
 
     def set_node(self, resource: Resource[NodeSpec, Any] | None) -> None:
-        """This node's labels, by which BGPPeers choose it. O(BGPPeers that select workloads)."""
+        """This node's labels, by which BGPPeers choose it. O(BGPPeers that select workloads x local endpoints)."""
         labels = resource.metadata.labels if resource is not None else {}
-        if labels != self._labels:
-            self._labels = labels
-            for name in self._specs:
-                try:
-                    self._watch(name)
-                except InvalidInputError:
-                    continue  # said when the BGPPeer came
+        if labels == self._labels:
+            return
+        self._labels = labels
+        self._selectors.clear()
+        for name in self._specs:
+            with contextlib.suppress(InvalidInputError):  # said when the BGPPeer came
+                self._choose(name)
+        self._match(self._endpoints)
 
     def set_configuration(self, name: str, resource: Resource[BGPConfigurationSpec, Any] | None) -> None:
         """Take a BGPConfiguration: the addresses come from ``default``, the port from this node's own before that.
@@ -94,8 +119,8 @@ class LocalPeers:
 
     def peer_of(self, key: ResourceKey) -> LocalBGPPeer | None:
         """What an endpoint needs for its session, None if it is to have none."""
-        names = self._matches.get(key)
-        return LocalBGPPeer(min(names), self._addresses, self._port) if names else None
+        name = self._matches.get(key)
+        return LocalBGPPeer(name, self._addresses, self._port) if name is not None else None
 
     def take_touched(self) -> set[ResourceKey]:
         """Endpoints for which ``peer_of`` may say something else than at the last call."""
@@ -106,31 +131,41 @@ class LocalPeers:
     def _port(self) -> int:
         return self._ports.get(f"node.{self._hostname}") or self._ports.get("default") or _PORT
 
-    def _watch(self, name: str) -> None:
-        """Have the index watch a BGPPeer's workloads if it is for this node, and as long as it can be read."""
-        if name in self._watched:
-            self._watched.discard(name)
-            self._index.remove_watch(name)
+    def _choose(self, name: str) -> None:
+        """Have a BGPPeer count if it is for this node."""
         spec = self._specs.get(name)
         if spec is not None and self._is_ours(spec):
-            wanted = _selector("spec.localWorkloadSelector", spec.local_workload_selector)
-            self._index.add_watch(name, name, wanted)
-            self._watched.add(name)
+            self._selectors[name] = _selector("spec.localWorkloadSelector", spec.local_workload_selector)
 
     def _is_ours(self, spec: BGPPeerSpec) -> bool:
         if spec.node:
             return spec.node == self._hostname
         return not spec.node_selector or _selector("spec.nodeSelector", spec.node_selector).matches(self._labels)
 
-    def _started(self, name: str, key: ResourceKey) -> None:
-        self._matches.setdefault(key, set()).add(name)
-        self._touched.add(key)
+    def _match(self, keys: Iterable[ResourceKey]) -> None:
+        for key in keys:
+            labels = self._effective(self._endpoints[key]) if self._selectors else {}
+            name = min((name for name, one in self._selectors.items() if one.matches(labels)), default=None)
+            if name == self._matches.get(key):
+                continue
+            self._touched.add(key)
+            if name is None:
+                del self._matches[key]
+            else:
+                self._matches[key] = name
 
-    def _stopped(self, name: str, key: ResourceKey) -> None:
-        self._matches[key].discard(name)
-        if not self._matches[key]:
-            del self._matches[key]
-        self._touched.add(key)
+    def _effective(self, endpoint: _Endpoint) -> Mapping[str, str]:
+        """Own labels before inherited ones, earlier parents before later ones."""
+        merged: dict[str, str] = {}
+        for parent in reversed(endpoint.parents):
+            merged.update(self._inherited.get(parent, {}))
+        merged.update(endpoint.labels)
+        return merged
+
+
+class _Endpoint(NamedTuple):
+    labels: Mapping[str, str]
+    parents: tuple[str, ...]
 
 
 def _selector(field: str, text: str) -> selector.Selector:

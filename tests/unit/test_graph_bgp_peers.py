@@ -101,6 +101,23 @@ def test_labels_of_pod_namespace_and_node_count() -> None:
     assert watched.peers == {}
 
 
+def test_own_labels_count_before_inherited_ones() -> None:
+    """And those of the profile named first before others'; a profile that goes takes its labels along."""
+    one, two = (
+        make("Profile", name, {"labelsToApply": {"color": color}}) for name, color in (("a", "red"), ("b", "blue"))
+    )
+    plain = pod("plain", "10.65.1.5", profiles=("a", "b"))
+    own = pod("own", "10.65.1.6", profiles=("a", "b"), color="green")
+    watched = Watched(plain, own, one, two, peer("r"), peer("b", "color == 'blue'"), peer("g", "color == 'green'"))
+    assert {name: found and found.name for name, found in watched.peers.items()} == {"plain": "r", "own": "g"}
+    watched.step(gone(one))
+    assert watched.peers["plain"] == LocalBGPPeer("b")
+    watched.step(gone(two))
+    assert watched.peers["plain"] is None
+    watched.step(one)
+    assert watched.peers["plain"] == LocalBGPPeer("r")
+
+
 @pytest.mark.parametrize("spec", [{"localWorkloadSelector": "color =="}, {"nodeSelector": "rack =="}])
 def test_a_bad_selector_selects_nobody_and_is_said(spec: dict[str, Any]) -> None:
     """The BGPPeer is treated as absent; mended, it counts."""
