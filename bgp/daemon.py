@@ -11,10 +11,11 @@ import contextlib
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from calipy import clock, log
 from calipy.api import Server
-from calipy.bgp import metrics, view
+from calipy.bgp import liveness, metrics, view
 from calipy.bgp.answers import Answers
 from calipy.bgp.exabgp.process import Paths, SpeakerProcess
 from calipy.bgp.forwarding import REPAIR_SECONDS
@@ -32,14 +33,19 @@ from calipy.kernel.routes import RouteTable
 
 logger = log.get("bgpd")
 
+LOOK_SECONDS: Final = 2.0
+"""Between two looks at whether nodes that are waited for are alive."""
+
 
 class Bgpd:
     """One node's BGP, wired up."""
 
     def __init__(self, store: Store, hostname: str, options: Options | None = None) -> None:
         self.options = options or Options()
+        self._store = store
         self._wake = asyncio.Event()
         self._ready = asyncio.Event()
+        self._waiting = asyncio.Event()
         self._view = view.View(hostname)
         self._kernel = KernelFib(RouteTable(NetlinkSocket()))
         self._router = Router(self._view, self._kernel, self.options, self._wake.set)
@@ -64,6 +70,7 @@ class Bgpd:
                 tasks.create_task(self._follow_kernel(monitor))
                 tasks.create_task(self._router.speaker.run())
                 tasks.create_task(self._work_for_ever())
+                tasks.create_task(self._look_for_the_dead())
                 tasks.create_task(self._reporter.run(self._ready))
 
     async def _follow_datastore(self) -> None:
@@ -93,6 +100,16 @@ class Bgpd:
             if self._router.forwarding.on_kernel_event(event):
                 self._wake.set()
 
+    async def _look_for_the_dead(self) -> None:
+        while True:
+            await self._waiting.wait()
+            self._waiting.clear()
+            dead = await liveness.look(self._store, self._view.hostname, self._router.awaited())
+            if dead - self._router.dead:
+                logger.info("nodes that are not waited for", nodes=sorted(dead))
+            self._router.dead = dead
+            await asyncio.sleep(LOOK_SECONDS)
+
     async def _work_for_ever(self) -> None:
         while True:
             until = self._router.next_deadline() if self._in_sync else clock.monotonic() + REPAIR_SECONDS
@@ -105,6 +122,8 @@ class Bgpd:
             try:
                 self._router.work(clock.monotonic())
                 self._ready.set()
+                if self._router.awaited():
+                    self._waiting.set()
             except Exception as error:
                 # Whatever it is, routes and sessions are better kept up by trying again than by ending.
                 known = isinstance(error, KernelError)

@@ -80,6 +80,7 @@ class Router:
     Attributes:
         problems: sessions that could not be had, by the resource that asks for them.
         reconfigured: wall clock time of the last change of sessions.
+        dead: nodes known to be dead; the owner looks at those that are ``awaited``.
     """
 
     def __init__(self, view: View, kernel: KernelFib, options: Options, wake: Callable[[], None]) -> None:
@@ -97,6 +98,7 @@ class Router:
         self.paths = Paths(options.run_dir / "exabgp")
         self.speaker = Speaker(self.paths, self, memory_limit=options.memory_limit)
         self.problems: dict[str, str] = {}
+        self.dead: frozenset[str] = frozenset()
         self.export_policy = ExportPolicy()
         self._reflecting = False
         self._exports_changed = False
@@ -150,10 +152,9 @@ class Router:
             deadlines.append(expiry)
         if (linger := self.cluster.next_deadline()) is not None:
             deadlines.append(linger)
-        deferring = self.export_policy.cluster_id is not None and not self._reflecting
         if self.view.asks_for_workloads:
             deadlines.append(self._look_at)
-        if self.forwarding.kernel.stale or self.cluster.retaining or deferring:
+        if self._waiting():
             deadlines.append(clock.monotonic() + POLL_SECONDS)
         return min(deadlines)
 
@@ -300,12 +301,31 @@ class Router:
             return False
         states = self.sessions.states()
         up = [state.up_at for state in states.values() if state.up]
-        collected = bool(up) and all(self.sessions.settled(peer, now) for peer in states)
+        collected = bool(up) and self._settled(now)
         waited = bool(up) and now - max(up) > DEFER_SECONDS
         self._reflecting = collected or waited or now - self.started_at > DEFER_LONGEST
         return not self._reflecting
 
     def _all_told(self, now: float) -> bool:
         """Whether every session there should be is up and has told everything."""
-        states = self.sessions.states()
-        return self.speaker.synchronised and all(self.sessions.settled(peer, now) for peer in states)
+        return self.speaker.synchronised and self._settled(now)
+
+    def _settled(self, now: float) -> bool:
+        """Whether every session has told everything, but for those that are down with their node."""
+        states = self.sessions.states().items()
+        return all(
+            self.sessions.settled(peer, now) or (not state.up and state.session.node in self.dead)
+            for peer, state in states
+        )
+
+    def _waiting(self) -> bool:
+        """Whether something is left as it is until all peers have told everything."""
+        deferring = self.export_policy.cluster_id is not None and not self._reflecting
+        return bool(self.forwarding.kernel.stale) or self.cluster.retaining or deferring
+
+    def awaited(self) -> frozenset[str]:
+        """Nodes that are waited for although their sessions are down."""
+        if not self._waiting():
+            return frozenset()
+        states = self.sessions.states().values()
+        return frozenset(state.session.node for state in states if not state.up and state.session.node)

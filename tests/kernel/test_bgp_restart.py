@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from calipy.bgp.rib import EOR_WAIT
 from calipy.net import PROTO_BGP, NextHop, Route
 from tests.kernel.test_bgp_mesh import tor
 from tests.support.bgp import BgpLab, BgpNode, Pinger, eventually, eventually_is, prefix
@@ -202,3 +203,24 @@ def test_what_came_and_went_while_a_peer_was_away_is_not_told(bgp_lab: BgpLab) -
     eventually("End-of-RIB", lambda: n2.up(n1.address) and n2.status()["ready"])
     time.sleep(1)  # nothing more must come
     assert n2.gateways() == there
+
+
+def test_a_restart_does_not_wait_for_a_dead_node(bgp_lab: BgpLab) -> None:
+    """Stale routes go when the living have told everything, if the datastore says that the other node is dead."""
+    n1, n2 = pair(bgp_lab)
+    bgp_lab.block("10.244.3.0/26", "n3")
+    n3 = bgp_lab.node("n3", "10.77.1.3/24")
+    eventually("n3's route", lambda: "10.244.3.0/26" in n1.gateways())
+    for node in (n1, n2, n3):
+        bgp_lab.report(node.name, alive=node is not n3)
+    n3.close()
+    eventually("n3 is missed", lambda: not n1.up(n3.address))
+    exabgp = n1.exabgp()
+    n1.kill()
+    os.kill(exabgp, signal.SIGKILL)
+    bgp_lab.unblock("10.244.2.0/26", "n2")
+    bgp_lab.block("10.244.4.0/26", "n2")
+    n1.start()
+    eventually("n2 has told", lambda: "10.244.4.0/26" in n1.gateways(), EOR_WAIT / 2)
+    eventually_is("n1's routes", {"10.244.4.0/26": (n2.address,)}, n1.gateways, EOR_WAIT / 2)
+    assert not n1.up(n3.address)

@@ -234,6 +234,13 @@ class BgpLab:
         self.delete(keys.BlockAffinityKey(host, cidr))
         self.delete(keys.BlockKey(cidr))
 
+    def report(self, name: str, *, alive: bool) -> None:
+        """What Felix of a node has left in the datastore; the lease of a dead one has run out."""
+        text = b'{"time":"2026-08-01T10:00:00Z","uptime":12.5,"first_update":false}'
+        for last in (False, True) if alive else (True,):
+            key = keys.path(keys.FelixStatusKey(name, last_reported=last))
+            assert self._etcdctl("put", key, stdin=text) is not None
+
     def peer(self, name: str, **fields: Any) -> None:
         """A BGPPeer."""
         self.apply("BGPPeer", name, BGPPeerSpec(**fields))
