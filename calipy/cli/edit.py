@@ -120,7 +120,7 @@ def patch(
     Example:
       calipy patch ippool default-ipv4-ippool -p '{"spec": {"natOutgoing": true}}'
     """
-    if form == "json":
+    if form not in {"strategic", "merge"}:
         raise InvalidInputError("is not supported", field="--type", value=form, remedy="give a merge patch")
     try:
         wanted = json.loads(text)

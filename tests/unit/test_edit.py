@@ -107,6 +107,16 @@ def test_label_needs_overwrite_for_another_value() -> None:
     assert run(client, "label", "node", "n", "rack", "--remove").exit_code == 1
 
 
+def test_kinds_of_patches() -> None:
+    """Strategic and merge are the same here; what is neither is refused rather than taken for one."""
+    client = Client(MemoryStore())
+    run(client, "apply", "-f", "-", stdin=json.dumps(_NODE))
+    for form in ("strategic", "merge"):
+        assert run(client, "patch", "node", "n", "-t", form, "-p", "{}").exit_code == 0
+    for form in ("json", "foo"):
+        assert isinstance(run(client, "patch", "node", "n", "-t", form, "-p", "{}").exception, InvalidInputError)
+
+
 _NODE = {"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "n"}, "spec": {}}
 
 
