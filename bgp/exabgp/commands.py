@@ -48,9 +48,8 @@ def announce(attributes: Attributes, prefixes: Iterable[Prefix], peers: Sequence
 def withdraw(attributes: Attributes, prefixes: Iterable[Prefix], peers: Sequence[IPAddress] | None) -> Iterator[str]:
     """Withdraw prefixes that were announced with these attributes.
 
-    ExaBGP queues changes by attributes, and leaves withdrawals out of the first it sends on a new session: one with
-    other attributes would not displace an announcement still queued, for a peer that is away for example, and that
-    peer would be told of a route that is gone.
+    ExaBGP leaves withdrawals out of the first updates that it sends on a new session, so that a withdrawal must
+    displace an announcement still queued, for a peer that is away for example. ``launch.keep_last`` sees to that.
     """
     yield from _for_peers(f"withdraw attributes {_attributes(attributes)} nlri", prefixes, peers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from calipy import api_client
 from calipy.errors import CalipyError
+from tests.kernel.test_bgp_limits import relay_of
 from tests.support.bgp import BgpLab, BgpNode, Pinger, eventually, eventually_is
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(900)]
@@ -37,7 +39,7 @@ class Soak:
         self.nodes = {f"n{number}": lab.node(f"n{number}", f"10.77.1.{number}/24") for number in range(1, NODES + 1)}
         self.troubles: tuple[Callable[[], str], ...] = (
             self.claim, self.claim, self.release, self.release, self.kill_bgpd, self.kill_exabgp, self.kill_both,
-            self.flap, self.lose_a_route, self.lose_all_routes,
+            self.kill_relay, self.flap, self.lose_a_route, self.lose_all_routes,
         )  # fmt: skip
 
     def _claim(self, cidr: str, owner: str) -> None:
@@ -85,6 +87,14 @@ class Soak:
             os.kill(pid, signal.SIGKILL)
         node.start()
         return f"bgpd and ExaBGP of {node.name} killed"
+
+    def kill_relay(self) -> str:
+        """What ExaBGP says is lost, until it has started another relay."""
+        node = self._any(steady=True)
+        with contextlib.suppress(OSError):
+            if pid := relay_of(node):
+                os.kill(pid, signal.SIGKILL)
+        return f"relay of {node.name} killed"
 
     def flap(self) -> str:
         """A link goes down, the kernel drops its routes, and it comes back."""
