@@ -232,8 +232,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ready-fd", type=int, required=True)
     arguments = parser.parse_args(argv)
     entry = Entry(arguments.lab)
-    registry.clean(entry)
-    lock = entry.lock()
+    try:
+        registry.clean(entry)
+        lock = entry.lock()
+    except OSError as error:  # no place for the registry
+        sys.stderr.write(f"{error}\n")
+        return 1
     if lock is None:
         return BUSY
     linux.set_process_name("calipy-lab")
@@ -253,8 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.close(arguments.ready_fd)
         asyncio.run(Supervisor(lab, listener).run())
     except (OSError, CalipyError, BuildError) as error:
-        with contextlib.suppress(OSError):
-            os.write(arguments.ready_fd, f"{error}\n".encode())
+        sys.stderr.write(f"{error}\n")  # the log, once it serves
         return 1
     finally:
         entry.remove()

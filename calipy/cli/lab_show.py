@@ -34,7 +34,11 @@ def read(shared: Shared, *, overrides: Any = None, node_filter: Sequence[str] = 
     if shared.topo in {"-", "stdin"}:
         if sys.stdin is None:
             raise click.ClickException("-t -: standard input is closed")
-        file, text = reading.keep_standard_input(sys.stdin.read())
+        try:
+            told = sys.stdin.buffer.read().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise click.ClickException(f"-t -: is not UTF-8 (byte {error.start})") from None
+        file, text = reading.keep_standard_input(told)
         return reading.read_topology(file, text=text, overrides=overrides, name=shared.name, node_filter=node_filter)
     return reading.read_topology(
         shared.topo or None, overrides=overrides, name=shared.name, node_filter=node_filter, loose=loose

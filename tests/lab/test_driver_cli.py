@@ -270,3 +270,15 @@ def test_a_lab_name_is_no_path(name: str, command: list[str], tmp_path: Path) ->
     assert isinstance(done.exception, LabError)
     assert "is no name of a lab" in str(done.exception)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".stage", "file", "labs", "precious"]
+
+
+def test_a_registry_without_a_place(tmp_path: Path) -> None:
+    """A registry that cannot be made is one sentence that names it."""
+    (tmp_path / "file").touch()
+    (tmp_path / "x.clab.yml").write_text(PAIR.replace("NAME", "x"))
+    command = [sys.executable, "-m", "calipy.cli.main", "lab", "deploy", "-t", str(tmp_path)]
+    env = {**os.environ, "CALIPY_LAB_RUN_DIR": str(tmp_path / "file" / "labs")}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert str(tmp_path / "file") in done.stderr
+    assert "Traceback" not in done.stderr

@@ -228,6 +228,7 @@ def shell(words: str, **environ: str) -> subprocess.CompletedProcess[str]:
         ("$calipy --help > /dev/full", "calipy: No space left on device"),
         ("$calipy apply -f - <&-", "standard input is closed"),
         ("$calipy lab validate -t - <&-", "standard input is closed"),
+        (r"printf 'name: \377' | $calipy lab validate -t -", "is not UTF-8 (byte 6)"),
         ("$calipy validate -f /dev/zero", "has more than"),
         (r"$calipy bgp explain \"$(printf '\377')\"", "is not UTF-8"),
         (r"$calipy validate -f \"/nonexistent/$(printf '\377')\"", r"/nonexistent/\udcff"),
