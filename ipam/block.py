@@ -157,8 +157,9 @@ def release(
 
     Args:
         block: as read, after ``collect``.
-        guards: ordinal → what must hold of it. An address that is free or cools down already is "unallocated", whatever
-            its guard.
+        guards: ordinal → what must hold of it. The sequence number comes first, as with Calico: whoever gives an old
+            one decides on old data, even if the address is free by now. An address that is free or cools down is then
+            "unallocated", whatever its handle.
         now: time of the release.
         cooldown: how long the addresses stay unused.
 
@@ -169,14 +170,14 @@ def release(
     freed: list[int] = []
     for ordinal, guard in guards.items():
         attribute = block.attribute(ordinal)
+        sequence = block.sequence_number_for_allocation.get(ordinal, 0)
+        if guard.sequence_number is not None and guard.sequence_number != sequence:
+            raise ReleaseConflictError(str(block.address(ordinal)), "sequence number", guard.sequence_number, sequence)
         if attribute is None or attribute.cooling:
             unallocated.append(ordinal)
             continue
-        sequence = block.sequence_number_for_allocation.get(ordinal)
         if guard.handle_id is not None and guard.handle_id != attribute.handle_id:
             raise ReleaseConflictError(str(block.address(ordinal)), "handle", guard.handle_id, attribute.handle_id)
-        if guard.sequence_number is not None and guard.sequence_number != sequence:
-            raise ReleaseConflictError(str(block.address(ordinal)), "sequence number", guard.sequence_number, sequence)
         freed.append(ordinal)
     sequence_numbers = {**block.sequence_number_for_allocation, **dict.fromkeys(freed, block.sequence_number)}
     return _release(block, sorted(freed), tuple(unallocated), sequence_numbers, now, cooldown)

@@ -119,7 +119,7 @@ def test_i10_cooldown() -> None:
     assert cooling.allocations == (0, 1, None, None)
     assert cooling.attributes[1] == AllocationAttribute(released_at="2026-08-01T09:00:00Z")
     assert cooling.sequence_number_for_allocation == {0: 100, 1: 101}
-    again = blocks.release(cooling, {1: blocks.Guard("a", 5)}, now=NOW, cooldown=10 * SECOND)
+    again = blocks.release(cooling, {1: blocks.Guard("a", 101)}, now=NOW, cooldown=10 * SECOND)
     assert (again.unallocated, again.freed, again.block) == ((1,), (), cooling)
     assert blocks.collect(cooling, now=NOW + 9 * SECOND, cooldown=10 * SECOND) is cooling
     back = blocks.collect(cooling, now=NOW + 10 * SECOND, cooldown=10 * SECOND)
@@ -146,6 +146,8 @@ def test_i11_guards_are_all_or_none() -> None:
         blocks.release(block, {1: blocks.Guard("b", 100)}, now=NOW, cooldown=NONE)
     done = blocks.release(block, {1: blocks.Guard("b", 101)}, now=NOW, cooldown=NONE)
     assert (done.freed, done.handles) == ((1,), {"b": 1})
+    with pytest.raises(ReleaseConflictError, match="sequence number 0, not 7"):
+        blocks.release(block, {0: blocks.Guard("a"), 3: blocks.Guard(None, 7)}, now=NOW, cooldown=NONE)
 
 
 def test_release_by_handle_counts() -> None:
