@@ -120,8 +120,10 @@ def patch(
     Example:
       calipy patch ippool default-ipv4-ippool -p '{"spec": {"natOutgoing": true}}'
     """
-    if form not in {"strategic", "merge"}:
+    if form == "json":
         raise InvalidInputError("is not supported", field="--type", value=form, remedy="give a merge patch")
+    if form not in {"strategic", "merge"}:
+        click.echo(f"calipy: warning: --type = {form!r}: no such type; taken as strategic, as calicoctl does", err=True)
     try:
         wanted = json.loads(text)
     except ValueError as error:

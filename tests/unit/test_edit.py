@@ -108,13 +108,14 @@ def test_label_needs_overwrite_for_another_value() -> None:
 
 
 def test_kinds_of_patches() -> None:
-    """Strategic and merge are the same here; what is neither is refused rather than taken for one."""
+    """Strategic and merge are the same here; JSON patches are refused; what nobody knows is calicoctl's default, aloud."""
     client = Client(MemoryStore())
     run(client, "apply", "-f", "-", stdin=json.dumps(_NODE))
     for form in ("strategic", "merge"):
         assert run(client, "patch", "node", "n", "-t", form, "-p", "{}").exit_code == 0
-    for form in ("json", "foo"):
-        assert isinstance(run(client, "patch", "node", "n", "-t", form, "-p", "{}").exception, InvalidInputError)
+    assert isinstance(run(client, "patch", "node", "n", "-t", "json", "-p", "{}").exception, InvalidInputError)
+    unknown = run(client, "patch", "node", "n", "-t", "foo", "-p", "{}")
+    assert (unknown.exit_code, "taken as strategic" in unknown.stderr) == (0, True)
 
 
 _NODE = {"apiVersion": "projectcalico.org/v3", "kind": "Node", "metadata": {"name": "n"}, "spec": {}}
