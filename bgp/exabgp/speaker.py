@@ -275,14 +275,18 @@ class Speaker:
         neighbours = await self._neighbours(channel)
         shown = await channel.ask(commands.SHOW_ADJ_RIB_IN)
         self._owner.on_shown(event for event in shown if isinstance(event, ShownRoute))
-        out = await channel.ask(commands.SHOW_ADJ_RIB_OUT)
-        self._out.reset(
-            (event.peer, event.route.prefix, event.route.attributes) for event in out if isinstance(event, ShownRoute)
-        )
+        await self._read_told(channel)
         if self._loaded is None:
             self._loaded = self._matching(neighbours)
         # Whether an earlier bgpd sent End-of-RIB on these sessions cannot be known; twice does no harm.
         self._end_of_rib |= {one.peer for one in neighbours if one.up}
+
+    async def _read_told(self, channel: Channel) -> None:
+        """Adj-RIB-Out, as ExaBGP holds it."""
+        out = await channel.ask(commands.SHOW_ADJ_RIB_OUT)
+        self._out.reset(
+            (event.peer, event.route.prefix, event.route.attributes) for event in out if isinstance(event, ShownRoute)
+        )
 
     def _matching(self, neighbours: Iterable[Neighbour]) -> Mapping[IPAddress, str]:
         """Neighbours of an adopted ExaBGP. What it was configured with is in its file; that says more than they do.
@@ -357,9 +361,10 @@ class Speaker:
         else:
             _RELOADS.labels("failed").inc()
             raise SpeakerUnusableError("ExaBGP does not take up its configuration")
-        for peer in wanted.keys() | loaded.keys():
-            if wanted.get(peer) != loaded.get(peer):
-                self._out.forget(peer)
+        for peer in wanted.keys() ^ loaded.keys():
+            self._out.forget(peer)
+        if any(wanted[peer] != loaded[peer] for peer in wanted.keys() & loaded.keys()):
+            await self._read_told(channel)  # ExaBGP may have kept a changed neighbour's, and would tell it again
         _RELOADS.labels("done").inc()
         logger.info("exabgp reloaded", neighbours=len(wanted))
         self._loaded = wanted

@@ -164,3 +164,26 @@ def test_ttl_security_on_a_session_that_the_peer_dials(bgp_lab: BgpLab) -> None:
     assert not n1.up("10.77.1.254")
     bird.configure(dialing.replace("multihop 2;", "multihop 1; ttl security on;"))
     eventually("with the right TTL", lambda: n1.up("10.77.1.254"), timeout=40)
+
+
+def test_what_is_withdrawn_while_its_peer_is_changed_goes(bgp_lab: BgpLab) -> None:
+    """ExaBGP keeps what it has to tell a neighbour whose settings a reload changes, and tells it again."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.block("10.244.1.0/26", "n1")
+    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500, keepalive_time="30s")
+    n1 = bgp_lab.node("n1", "10.77.1.1/24")
+    bird = bgp_lab.bird(bgp_lab.fabric, tor({"n1": n1.address}))
+    for number, pause in enumerate((0.3, 0.45, 0.6, 0.75)):
+        cidr = f"10.244.{10 + number}.0/26"
+        bgp_lab.block(cidr, "n1")
+        eventually("told", lambda cidr=cidr: cidr in bird.routes())
+        bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500, keepalive_time=f"{31 + number}s")
+        time.sleep(pause)
+        bgp_lab.unblock(cidr, "n1")
+        eventually("withdrawn", lambda cidr=cidr: cidr not in bird.routes())
+        # Told after all that: what is still to be told again would have been by now.
+        bgp_lab.block(f"10.244.{20 + number}.0/26", "n1")
+        eventually("changed", lambda number=number: f"10.244.{20 + number}.0/26" in bird.routes())
+    eventually("the session stays", lambda: n1.up("10.77.1.254"))
+    routes = bird.routes()
+    assert [number for number in range(4) if f"10.244.{10 + number}.0/26" in routes] == []
