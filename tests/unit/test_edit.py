@@ -108,7 +108,7 @@ def test_label_needs_overwrite_for_another_value() -> None:
 
 
 def test_kinds_of_patches() -> None:
-    """Strategic and merge are the same here; JSON patches are refused; what nobody knows is calicoctl's default, aloud."""
+    """Strategic and merge are one here; JSON patches are refused; what nobody knows is calicoctl's default, aloud."""
     client = Client(MemoryStore())
     run(client, "apply", "-f", "-", stdin=json.dumps(_NODE))
     for form in ("strategic", "merge"):
