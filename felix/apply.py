@@ -1,7 +1,7 @@
 """The dataplane as one thing: takes what the graph says, brings the kernel there in an order that never opens a gap.
 
 Order of one cycle: the fast path loses interfaces that have no endpoint any more; ip sets are created, grown and
-shrunk; then the rules of all tables; then tunnel devices; then sysctls, routes and addresses; then the fast path gets
+shrunk; then the rules of all tables; then tunnel devices; then addresses, sysctls and routes; then the fast path gets
 new interfaces; then sets are destroyed that no rule uses any more. On a kernel without rules the default drop for
 workload interfaces goes in before anything else, even before the datastore has been read; apart from that nothing is
 written until the first complete snapshot is known. Nothing is taken away when the process ends.
@@ -131,8 +131,9 @@ class Dataplane:
         of_host = self._hosts.on_event(event, now)
         of_host = self._tunnels.on_event(event, now) or of_host
         of_host = self._peering.on_event(event) or of_host
-        if not isinstance(event, LinkEvent):
-            return of_host
+        if isinstance(event, AddressEvent):
+            bared = event.gone and event.address.address.version == 4
+            return (bared and self._edges.on_bared(event.address.interface)) or of_host
         regrouped = self._groups.on_link(event)
         return self._edges.on_link(event, now) or regrouped or of_host
 
@@ -287,10 +288,12 @@ class Dataplane:
         report.drift += self._tunnels.write(now)
         self._edges.set_nics(self._tunnels.nics, devices_changed=self._tunnels.devices_changed)
         report.errors += self._tunnels.problems
-        report.drift += await self._edges.write(now)
-        report.errors += self._edges.cluster_problems.values()
         report.drift += self._peering.write()
         report.errors += self._peering.problems.values()
+        for interface in self._peering.bared:
+            self._edges.on_bared(interface)
+        report.drift += await self._edges.write(now)
+        report.errors += self._edges.cluster_problems.values()
         self._groups.admit()
         self._known.applied()
         if self._ipsets.unwanted:

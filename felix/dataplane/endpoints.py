@@ -129,6 +129,15 @@ class Endpoints:
         self._set_link(event.name, event.link if event.up else None, now)
         return True
 
+    def on_bared(self, interface: str) -> bool:
+        """Its routes and neighbours may be gone, as with the last IPv4 address; True if that calls for ``write``."""
+        if interface not in self._interfaces.endpoints:
+            return False
+        self._interfaces.recheck(interface)
+        self._unread.add(interface)
+        self._unsettled.add(interface)
+        return True
+
     def on_route(self, event: RouteEvent, now: float) -> bool:
         """Note an event; True if it calls for ``write`` at once."""
         if event.table != _MAIN_TABLE or event.protocol in {PROTO_BGP, _PROTO_KERNEL}:

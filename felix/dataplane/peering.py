@@ -35,11 +35,14 @@ class PeeringAddresses:
 
     Attributes:
         problems: what the kernel refused, by interface.
+        bared: interfaces from which an IPv4 address was taken. With the last one the kernel has dropped, without a
+            word, their IPv4 routes and neighbours.
     """
 
     def __init__(self, config: FelixConfig) -> None:
         """Open a netlink socket; nothing is read or written yet."""
         self.problems: dict[str, str] = {}
+        self.bared: set[str] = set()
         self._config = config
         self._socket = NetlinkSocket()
         self._links = Links(self._socket)
@@ -112,6 +115,7 @@ class PeeringAddresses:
         Raises:
             KernelError: addresses cannot be read. Single refusals are in ``problems``.
         """
+        self.bared = set()
         if not (self._stale or self._dirty):
             return []
         found: defaultdict[str, set[IPInterface]] = defaultdict(set)
@@ -148,10 +152,12 @@ class PeeringAddresses:
         settled = name in self._written
         self.problems.pop(name, None)
         try:
-            for address in found - wanted:
-                self._links.delete_address(name, address)
             for address in wanted - found:
                 self._links.add_address(name, address, dad=False, on_link=True)
+            for address in found - wanted:
+                self._links.delete_address(name, address)
+                if address.version == 4:
+                    self.bared.add(name)
         except KernelError as error:
             if error.code in _GONE:
                 return []

@@ -114,9 +114,13 @@ class Cluster:
 
     def bird(self, pod: Pod, routes4: tuple[str, ...], routes6: tuple[str, ...]) -> Bird:
         """BIRD in a pod, which announces these prefixes."""
-        four, six = (" ".join(f"route {one} blackhole;" for one in routes) for routes in (routes4, routes6))
-        text = IN_POD.format(pod=pod, routes4=four, routes6=six, here4=HERE4, here6=HERE6, key=KEY)
+        text = self.configuration(pod, routes4, routes6)
         return Bird(self, pod.ns, text, f"bird-{pod.name}")  # type: ignore[arg-type]  # has what it needs of a lab
+
+    def configuration(self, pod: Pod, routes4: tuple[str, ...], routes6: tuple[str, ...], *, here4: str = HERE4) -> str:
+        """BIRD's configuration in a pod."""
+        four, six = (" ".join(f"route {one} blackhole;" for one in routes) for routes in (routes4, routes6))
+        return IN_POD.format(pod=pod, routes4=four, routes6=six, here4=here4, here6=HERE6, key=KEY)
 
     def close(self) -> None:
         """End everything."""
@@ -160,9 +164,12 @@ POOLS = [
     objects.make("IPPool", name, {"cidr": cidr, "blockSize": size, "natOutgoing": False})
     for name, cidr, size in (("child4", "10.66.0.0/16", 26), ("pool6", "fd65::/16", 122), ("child6", "fd66::/16", 122))
 ]
-ADDRESSES = objects.make("BGPConfiguration", "default", {
-    "localWorkloadPeeringIPV4": HERE4, "localWorkloadPeeringIPV6": HERE6,
-})  # fmt: skip
+
+
+def addresses(here4: str = HERE4) -> objects.Object:
+    """The node's addresses towards its pods."""
+    spec = {"localWorkloadPeeringIPV4": here4, "localWorkloadPeeringIPV6": HERE6}
+    return objects.make("BGPConfiguration", "default", spec)
 
 
 def reaches(source: Namespace, address: str) -> bool:
@@ -182,7 +189,7 @@ def test_a_pod_announces_a_prefix_and_packets_find_it(cluster: Cluster) -> None:
         red.ns.address("lo", address)
     lab.apply(*POOLS, CHILD, peer())
     eventually("the missing address is said", lambda: "localWorkloadPeeringIPV4" in cluster.problems(n1))
-    lab.apply(ADDRESSES)
+    lab.apply(addresses())
     bird = cluster.bird(red, ("10.66.1.0/28", "10.99.0.0/24"), ("fd66:1::/64", "fd99::/64"))
     other = cluster.bird(blue, ("10.66.2.0/28",), ())
     eventually("sessions", lambda: cluster.up(n1, red.ip, red.ip6, n2.ip), timeout=60)
@@ -222,6 +229,19 @@ def test_a_pod_announces_a_prefix_and_packets_find_it(cluster: Cluster) -> None:
     assert cluster.peers(n1)[red.ip]["flaps"] == 0
     assert reaches(far.ns, "10.66.1.1")
     assert watch.stop("10.66.1.0/28", "fd66:1::/64") == []
+
+    # Another peering address; then nobody is selected any more, which concerns nothing but the session.
+    lab.apply(addresses("169.254.0.180"))
+    bird.configure(cluster.configuration(red, ("10.66.1.0/28",), ("fd66:1::/64",), here4="169.254.0.180"))
+    eventually("up at another address", lambda: cluster.up(n1, red.ip, red.ip6), timeout=60)
+    eventually("the route again", lambda: reaches(far.ns, "10.66.1.1"))
+    lab.delete(peer())
+    eventually("no session", lambda: red.ip not in cluster.peers(n1))
+    assert reaches(far.ns, red.ip)
+    assert "169.254" not in n1.ns.run("ip", "address", "show", "dev", red.interface)
+    lab.apply(peer())
+    eventually("up once more", lambda: cluster.up(n1, red.ip, red.ip6), timeout=60)
+    eventually_is("n1 once more", here | {"10.65.2.0/26": f"{n2.ip} eth0"}, lambda: cluster.routes(n1))
 
     # The pod goes, and with it session and routes, everywhere.
     lab.delete(red.object())
