@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -318,11 +319,12 @@ wishes = st.dictionaries(
 )
 
 
-@given(st.lists(wishes, min_size=1, max_size=4))
+@given(st.lists(st.tuples(wishes, st.booleans(), st.sampled_from(["", "forget", "read back"])), min_size=1, max_size=5))
 def test_peers_end_up_told_what_they_should_be(steps) -> None:
-    """Whatever was told before, after the planned batches each peer has been told exactly what is wanted."""
+    """Whatever was told, forgotten or read back before, after the planned batches each peer has been told exactly what
+    is wanted, be it one mapping for all who want the same or one for each."""
     out = AdjRibOut()
-    for step in steps:
+    for step, share, event in steps:
         wanted: dict[IPAddress, dict[Prefix, Attributes]] = {
             peer: {
                 net(f"10.244.{number}.0/26" if peer.version == 4 else f"fd00:{number}::/122"): Attributes(
@@ -332,11 +334,52 @@ def test_peers_end_up_told_what_they_should_be(steps) -> None:
             }
             for peer, told in step.items()
         }
+        if share:
+            wanted = {peer: next(one for one in wanted.values() if one == told) for peer, told in wanted.items()}
+        if event == "forget":
+            out.forget(TOR)
+        if event == "read back":
+            held = [(peer, *route) for peer in (PEER, TOR) for route in out.told(peer).items()]
+            out.reset(held)
+        others = {peer: dict(out.told(peer)) for peer in (PEER, TOR) if peer not in wanted}
         for batch in out.plan(wanted):
             assert batch.lines
             out.confirm(batch)
+        assert all(out.told(peer) == told for peer, told in others.items())
         assert all(dict(out.told(peer)) == told for peer, told in wanted.items())
         assert out.plan(wanted) == []
+        assert out.plan(wanted) == []
+
+
+class Counted(dict[Prefix, Attributes]):
+    """Routes that count how often they were compared."""
+
+    compared = 0
+
+    def items(self) -> Any:
+        """Likewise."""
+        self.compared += 1
+        return super().items()
+
+
+def test_what_many_peers_are_told_alike_is_worked_out_once() -> None:
+    """Also after one of them was forgotten and told again, and after everything was read back."""
+    out = AdjRibOut()
+    peers = [ip_address(f"10.0.0.{number}") for number in range(1, 51)]
+
+    def tell(number: int) -> int:
+        """How often the routes were compared."""
+        routes_ = Counted({net(f"10.244.{i}.0/26"): Attributes(HERE) for i in range(number)})
+        for batch in out.plan(dict.fromkeys(peers, routes_)):
+            out.confirm(batch)
+        assert all(out.told(peer) == routes_ for peer in peers)
+        return routes_.compared
+
+    assert [tell(3), tell(4)] == [1, 1]
+    out.forget(peers[7])
+    assert [tell(4), tell(4), tell(5)] == [2, 2, 1]
+    out.reset([(peer, *route) for peer in peers for route in list(out.told(peer).items())])
+    assert [tell(5), tell(5), tell(6)] == [50, 1, 1]
 
 
 def test_peers_that_need_the_same_are_told_together() -> None:
