@@ -103,7 +103,7 @@ class Given:
 
 def any_case(*values: str) -> Pattern:
     """One of these texts, in any case, or the empty text."""
-    return Pattern(rf"(?i)^({'|'.join(values)})?$")
+    return Pattern(rf"(?i)^({'|'.join(values)})?\Z")
 
 
 def enum(*values: str) -> Enum:

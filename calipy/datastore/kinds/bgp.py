@@ -22,7 +22,7 @@ from calipy.datastore.kinds.base import (
     enum,
 )
 
-LogLevel = Annotated[str, Pattern(r"(?i)^(Trace|Debug|Info|Warning|Error|Fatal)?$")]
+LogLevel = Annotated[str, Pattern(r"(?i)^(Trace|Debug|Info|Warning|Error|Fatal)?\Z")]
 Selector = Annotated[str, Length(high=1024)]
 RoutePriority = Annotated[int | None, Range(1, 2147483646)]
 

@@ -9,7 +9,7 @@ from calipy.datastore.defaults import endpoint_name
 from calipy.datastore.kinds.endpoints import EndpointPort, HostEndpointSpec, NodeSpec, NodeStatus, WorkloadEndpointPort
 from calipy.datastore.kinds.endpoints import WorkloadEndpointSpec as Workload
 from calipy.datastore.kinds.meta import Resource
-from calipy.datastore.validation.fields import address, fail, interface, mac, network, port_name, subdomain
+from calipy.datastore.validation.fields import address, code_point, fail, interface, mac, network, port_name, subdomain
 
 _PUBLIC_KEY: Final = re.compile(r"[A-Za-z0-9+/]{43}=")
 _CONTAINER: Final = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9-]*[a-zA-Z0-9])?")
@@ -81,6 +81,8 @@ def check_workload_endpoint(resource: Resource[Any, Any]) -> None:
             "spec.containerID",
             spec.container_id,
         )
+    if spec.qos_controls is not None:
+        code_point(spec.qos_controls.dscp, "spec.qosControls.dscp")
     expected = endpoint_name(spec)
     if resource.metadata.name != expected:
         fail(

@@ -25,6 +25,7 @@ _MAC: Final = re.compile(
     + "|".join(rf"[0-9a-fA-F]{{4}}(\.[0-9a-fA-F]{{4}}){{{octets // 2 - 1}}}" for octets in (6, 8, 20))
 )
 _PORT_NAME: Final = re.compile(rf"(?=.{{1,15}}\Z)(?=.*[a-z])(?!.*--){_LABEL}")
+_NOT_IN_GO: Final = re.compile(r"(?<!\\)(\(\?(<?[=!]|[>#(]|P[=>])|\\[1-9])")
 _GLOBAL: Final = re.compile(r"global[ \t]*\([ \t]*\)")
 
 
@@ -33,10 +34,10 @@ def fail(message: str, field: str, value: object, remedy: str = "") -> NoReturn:
     raise InvalidInputError(message, field=field, value=value, remedy=remedy)
 
 
-def dns_label(value: str, field: str) -> None:
-    """One lower-case DNS label, at most 63 characters."""
-    if len(value) > 63 or not _DNS_LABEL.fullmatch(value):
-        fail("must be a lower-case DNS label of at most 63 characters, without dots", field, value)
+def dns_label(value: str, field: str, *, longest: int = 63) -> None:
+    """One lower-case DNS label, at most ``longest`` characters."""
+    if len(value) > longest or not _DNS_LABEL.fullmatch(value):
+        fail(f"must be a lower-case DNS label of at most {longest} characters, without dots", field, value)
 
 
 def subdomain(value: str, field: str) -> None:
@@ -157,6 +158,22 @@ def selects_without_global(value: str, field: str, *, alone: bool = False) -> No
     selects(value, field)
     if "global(" in value and not (alone and _GLOBAL.fullmatch(value.strip(" \t"))):
         fail("global() may only stand alone, in the namespaceSelector of a rule's source or destination", field, value)
+
+
+def regexp(value: str, field: str) -> None:
+    """A regular expression as Go has them: without lookaround and back references."""
+    try:
+        re.compile(value)
+    except re.error as error:
+        fail(f"is not a regular expression: {error}", field, value)
+    if _NOT_IN_GO.search(value):
+        fail("is not a regular expression of Go: no lookaround, no back references", field, value)
+
+
+def code_point(value: int | str | None, field: str) -> None:
+    """A differentiated services code point: any text, as what it stands for is the reader's; a number of one byte."""
+    if isinstance(value, int) and not 0 <= value <= 255:
+        fail("must be in 0..63, or a name such as EF", field, value)
 
 
 def community(value: str, field: str) -> None:
