@@ -21,11 +21,11 @@ from calipy.datastore.kinds.base import (
 )
 from calipy.datastore.kinds.bgp import LogLevel, RoutePriority
 
-FLAGS = r"^([a-zA-Z0-9_-]+=(true|false|)(,|\Z))*\Z"
-GATES = r"^([a-zA-Z0-9_-]+=[^=]+,)*([a-zA-Z0-9_-]+=([^=]+)?)?\Z"
+FLAGS = r"^([a-zA-Z0-9_]+=(true|false|)(,|\Z))*\Z"
+GATES = r"^([a-zA-Z0-9_]+=[^=,]+,+)*([a-zA-Z0-9_]+=[^=,]+)?\Z"
 INTERFACE = r"^(\*|[a-zA-Z0-9_.-]{1,15})\Z"
 INTERFACE_FILTER = r"^[a-zA-Z0-9:._+-]{1,15}\Z"
-CONNTRACK_TIMEOUT = r"^(([0-9]*(\.[0-9]*)?(ms|s|h|m|us)+)+|Auto)\Z"
+CONNTRACK_TIMEOUT = r"^((?:[0-9]*(?:\.[0-9]*)?(?>ms|us|s|h|m))+|Auto)\Z"
 PORT_NUMBER = Range(0, 65535)
 COUNT_OR_ALL = Range(low=-1)
 MAGLEV = Range(1, 3000)
