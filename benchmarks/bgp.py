@@ -47,6 +47,9 @@ from tests.support.bgp import ETCD, BgpNode, Program, eventually
 from tests.support.bgp import network as lab
 from tests.support.netns import Namespace
 
+ROUTES, PEERS = 10_000, 100
+"""Sizes that the bars are for."""
+
 BIRD = """
 router id {address};
 protocol device {{ scan time 1; }}
@@ -72,6 +75,11 @@ def show(name: str, samples: list[float]) -> None:
     ordered = sorted(samples)
     p99 = ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
     print(f"  {name:<44} median {statistics.median(ordered) * 1e3:7.2f} ms   p99 {p99 * 1e3:7.2f} ms", flush=True)
+
+
+def bar(what: str, value: float, limit: float, unit: str) -> None:
+    """Whether a bar is met."""
+    print(f"  bar: {what} at most {limit:g} {unit}: {'met' if value <= limit else f'MISSED ({value:.1f})'}", flush=True)
 
 
 async def probe(monitor: Monitor, dst: str, act: Callable[[], object], *, gone: bool = False) -> float:
@@ -153,11 +161,13 @@ async def block_latency(probes: int) -> None:
         own = statistics.median(ours) - statistics.median(writes)
         print("  ours without the etcd write, in multiples of the medians above:", flush=True)
         for name, theirs in (
-            ("kernel -> BIRD -> BIRD -> kernel (bar: 3)", birds),
+            ("kernel -> BIRD -> BIRD -> kernel", birds),
             ("as above by `ip route add`, start included", programs),
             ("file -> birdc configure -> BIRD -> BIRD", files),
         ):
             print(f"  {name:<44}        {own / statistics.median(theirs):7.1f}", flush=True)
+        bar("median without the etcd write", own / statistics.median(birds), 3, "x BIRD's, kernel to kernel")
+        bar("99th percentile", sorted(ours)[int(len(ours) * 0.99)] * 1e3, 50, "ms")
 
 
 def full_table(routes: int) -> None:
@@ -192,6 +202,8 @@ def full_table(routes: int) -> None:
             assert time.perf_counter() - started < 60
         for name, seconds in at.items():
             print(f"  {name:<44} {seconds:7.2f} s", flush=True)
+        if routes == ROUTES:
+            bar("ours", at["ours"], 1, "s")
 
 
 def many_sessions(peers: int) -> None:
@@ -240,8 +252,13 @@ def measure_sessions(node: BgpNode, others: list[str], peers: int) -> None:
     pids = {"bgpd": node.bgpd.pid, "ExaBGP": node.exabgp()}
     before = {name: cpu(pid) for name, pid in pids.items()}
     time.sleep(5)
+    idle = {name: (cpu(pid) - before[name]) / 5 for name, pid in pids.items()}
     for name, pid in pids.items():
-        print(f"  {name:<10} {resident(pid):6.1f} MB   idle CPU {(cpu(pid) - before[name]) / 5:6.1%}", flush=True)
+        print(f"  {name:<10} {resident(pid):6.1f} MB   idle CPU {idle[name]:6.1%}", flush=True)
+    if peers == PEERS:
+        bar("all up", up, 5, "s")
+        bar("ExaBGP", resident(pids["ExaBGP"]), 60, "MB")
+        bar("idle CPU of ExaBGP", idle["ExaBGP"] * 100, 6, "% of a core")
 
 
 def cpu(pid: int) -> float:
@@ -260,8 +277,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", default=[], help="block, table, sessions, reflect; all of them by default")
     parser.add_argument("--probes", type=int, default=200)
-    parser.add_argument("--routes", type=int, default=10_000)
-    parser.add_argument("--peers", type=int, default=100)
+    parser.add_argument("--routes", type=int, default=ROUTES)
+    parser.add_argument("--peers", type=int, default=PEERS)
     parser.add_argument("--clients", type=int, nargs="*", default=[50, 100, 200])
     options = parser.parse_args()
     chosen = options.what or ["table", "sessions", "reflect", "block"]
