@@ -101,7 +101,7 @@ async def test_stopped_etcd_is_noticed(own_etcd: EtcdServer, store: EtcdStore):
         own_etcd.resume()
     await put_when_back(store, "/a", b"2")
     watch = store.watch(["/"], start_revision=revision + 1)
-    assert [e.kv.value for e in await take_events(watch, 1)] == [b"2"]
+    assert {e.kv.value for e in await take_events(watch, 1)} == {b"2"}  # twice, if what seemed lost arrived after all
     await watch.aclose()
 
 
