@@ -2,8 +2,9 @@
 
 ExaBGP stops, and loses all its sessions, when its API process does not read; and it exits when that process dies too
 often. This one therefore does nothing that can block or fail: bgpd may be absent, slow or restarted, and the sessions
-stay. Each connection to bgpd's socket begins with one line ``{"relay": pid, "exabgp": pid, "outstanding": n}``: ask
-for everything again, and expect n acknowledgements of commands of an earlier connection.
+stay. Each connection to bgpd's socket begins with one line ``{"relay": pid, "exabgp": pid, "outstanding": n,
+"dropped": m}``: ask for everything again, expect n acknowledgements of commands of an earlier connection, and know that
+m bytes of ExaBGP's have gone unread since the last such line.
 
 Stdlib only, run with ``python -I -S relay.py SOCKET``; ends only when ExaBGP does.
 """
@@ -37,6 +38,7 @@ class Relay:
         self.command = b""  # a line of bgpd without its end
         self.commands = bytearray()  # to ExaBGP
         self.outstanding = 0
+        self.dropped = 0  # bytes that no bgpd has read
 
     def run(self) -> None:
         """Until ExaBGP closes its end."""
@@ -76,7 +78,11 @@ class Relay:
             attempt.close()
             return
         self.bgpd, self.command, self.skipping = attempt, b"", not self.at_line_start
-        marker = f'{{"relay": {os.getpid()}, "exabgp": {os.getppid()}, "outstanding": {self.outstanding}}}\n'
+        marker = (
+            f'{{"relay": {os.getpid()}, "exabgp": {os.getppid()}, "outstanding": {self.outstanding}, '
+            f'"dropped": {min(self.dropped, 0xFFFFFFFF)}}}\n'
+        )
+        self.dropped = 0
         self.events = bytearray(marker.encode())
 
     def disconnect(self) -> None:
@@ -84,6 +90,7 @@ class Relay:
         if self.bgpd is not None:
             self.bgpd.close()
         self.bgpd = None
+        self.dropped += len(self.events)
         self.events = bytearray()
 
     def from_exabgp(self) -> bool:
@@ -97,6 +104,7 @@ class Relay:
         self.tail = lines[-1] if len(lines[-1]) < 8 else b"not an acknowledgement"
         self.at_line_start = data.endswith(b"\n")
         if self.bgpd is None:
+            self.dropped += len(data)
             return True
         if self.skipping:
             _, newline, data = data.partition(b"\n")

@@ -291,6 +291,11 @@ class Router:
         self._exports_changed = False
         self.speaker.export(self.export_policy.exports(self.rib.loc_rib(), self.local_address))
 
+    def owed(self) -> frozenset[IPAddress]:
+        """Peers whose session is up and who wait for our End-of-RIB."""
+        up = {peer for peer, state in self.sessions.states().items() if state.up}
+        return frozenset(up & (self._owed | self.speaker.owed()))
+
     def local_address(self, session: Session) -> IPAddress | None:
         """Our end of a session, None while the kernel knows none."""
         return session.local or self.forwarding.kernel.source_for(session.peer)

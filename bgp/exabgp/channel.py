@@ -20,6 +20,7 @@ from calipy.metrics import REGISTRY
 logger = log.get("bgp.channel")
 
 _ACK: Final = REGISTRY.summary("bgp_exabgp_ack_seconds", "Time from a batch of commands to its last acknowledgement.")
+_DROPPED: Final = REGISTRY.counter("bgp_relay_dropped_bytes", "What ExaBGP said while no bgpd was there to read it.")
 
 ANSWER_SECONDS: Final = 10.0
 """Longest silence from ExaBGP while something is outstanding; after it ExaBGP counts as hung."""
@@ -70,6 +71,7 @@ class Channel:
         except TimeoutError:
             raise ChannelClosedError("the relay does not introduce itself") from None
         self.relay = greeting.relay
+        _DROPPED.inc(greeting.dropped)
         for _ in range(greeting.outstanding):
             await self._next_ack()
 
@@ -105,7 +107,7 @@ class Channel:
         """Ask a question, alone; the lines of the answer in order.
 
         Raises:
-            ChannelClosedError: the relay has gone, or (``SpeakerUnusableError``) there is no answer.
+            ChannelClosedError: the relay has gone, or (``SpeakerUnusableError``) there is no answer, or a refusal.
         """
         async with self._lock:
             self._answers = []
@@ -117,7 +119,8 @@ class Channel:
                 self._asking = False
             answers, self._answers = self._answers, []
             if not acknowledged.ok:
-                logger.warning("exabgp refused a question", command=line)
+                # No answer is not an empty one: routes would be let go of.
+                raise SpeakerUnusableError(f"ExaBGP refuses {line!r}")
             return answers
 
     async def wait_closed(self) -> None:

@@ -141,11 +141,13 @@ class Resync:
         relay: the relay's process id; another one than before means that ExaBGP has started it anew.
         exabgp: its parent's process id.
         outstanding: commands forwarded earlier whose acknowledgement is still to come.
+        dropped: bytes that nobody was there to read since the last connection.
     """
 
     relay: int
     exabgp: int
     outstanding: int
+    dropped: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,7 @@ def parse(line: bytes) -> Event:
                 fields.integer(message["relay"]),
                 fields.integer(message["exabgp"]),
                 fields.integer(message["outstanding"]),
+                fields.integer(message.get("dropped", 0)),  # an adopted relay may be older
             )
         peer = fields.address(message["neighbor"]["address"]["peer"])
         handler = _HANDLERS.get(message["type"])

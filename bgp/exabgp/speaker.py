@@ -127,6 +127,10 @@ class Speaker:
         self._unknown = True
         self._wake.set()
 
+    def owed(self) -> frozenset[IPAddress]:
+        """Peers to whom End-of-RIB is due and not yet sent."""
+        return frozenset(self._end_of_rib)
+
     def told(self, peer: IPAddress) -> Mapping[Prefix, Attributes]:
         """Adj-RIB-Out of a peer, as ExaBGP has acknowledged it."""
         return self._out.told(peer)
@@ -390,20 +394,21 @@ class Speaker:
         """Bring Adj-RIB-Out about, then send each End-of-RIB that is due."""
         loaded = self._loaded or {}
         exports = {peer: routes for peer, routes in self._exports.items() if peer in loaded}
-        complete = await self._send(channel, exports)
-        due = {peer for peer in self._end_of_rib if peer in exports}
-        if complete and due:
+        incomplete = await self._send(channel, exports)
+        due = {peer for peer in self._end_of_rib if peer in exports} - incomplete
+        if due:
             self._end_of_rib -= due
             # "error" means that the session is down again; its next coming up makes it due again.
             await channel.send([commands.end_of_rib(peer, 4 if peer.version == 4 else 6) for peer in due])
 
-    async def _send(self, channel: Channel, exports: Mapping[IPAddress, Mapping[Prefix, Attributes]]) -> bool:
-        complete = True
+    async def _send(self, channel: Channel, exports: Mapping[IPAddress, Mapping[Prefix, Attributes]]) -> set[IPAddress]:
+        """Tell peers what they should be told and have not been; which of them could not be told everything."""
+        incomplete: set[IPAddress] = set()
         for batch in self._out.plan(exports):
             if refused := await channel.send(batch.lines):
                 # A neighbour has just been removed, or a bug: not recorded as told, so that it is tried again.
                 logger.warning("exabgp refused announcements", refused=refused, commands=len(batch.lines))
-                complete = False
+                incomplete |= {peer for peer, _, _ in batch.told}
             else:
                 self._out.confirm(batch)
-        return complete
+        return incomplete

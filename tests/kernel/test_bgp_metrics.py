@@ -48,6 +48,8 @@ def test_what_prometheus_gets(bgp_lab: BgpLab) -> None:
     }
     assert found['bgp_peer_paths{peer="10.77.1.254",type="global"}'] == 1
     assert (found["bgp_rib_paths"], found["bgp_rib_prefixes"], found["bgp_fib_routes"]) == (2, 2, 2)
+    eventually("nobody waits for End-of-RIB", lambda: scrape(n1)["bgp_end_of_rib_owed"] == 0)
     assert found["bgp_exabgp_starts"] == 1
+    assert found["bgp_relay_dropped_bytes"] >= 0
     assert found["bgp_exabgp_ack_seconds_count"] > 0
     assert found["process_resident_memory_bytes"] > 1e6

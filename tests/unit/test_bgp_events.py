@@ -131,6 +131,7 @@ def test_answers_and_acknowledgements() -> None:
     assert parse(b"error") == Ack(ok=False)
     assert parse(b"exabgp 5.0.15") == Text("exabgp 5.0.15")
     assert parse(b'{"relay": 7, "exabgp": 6, "outstanding": 3}') == Resync(7, 6, 3)
+    assert parse(b'{"relay": 7, "exabgp": 6, "outstanding": 3, "dropped": 9}') == Resync(7, 6, 3, 9)
     shown = (
         b'{"peer": {"address": "10.77.0.2"}, "route": {"nlri": {"prefix": "10.3.0.0/26", "nexthop": "10.77.0.2", '
         b'"family": {"afi": "ipv4", "safi": "unicast"}}, "attributes": {"origin": "igp", "med": 5, '

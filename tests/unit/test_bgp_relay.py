@@ -70,14 +70,19 @@ def relay(tmp_path: Path) -> Iterator[Relay]:
 
 
 def test_exabgp_never_waits_while_nobody_listens(relay: Relay) -> None:
-    """20 MB without a bgpd go through; the next bgpd starts with a greeting and at a line's start."""
-    relay.exabgp_writes(b'{"event": 1}\n' * 1_500_000)
+    """20 MB without a bgpd go through; the next bgpd is greeted with how many they were, at the start of a line."""
+    events = b'{"event": 1}\n' * 1_500_000
+    relay.exabgp_writes(events)
     relay.exabgp_writes(b"half of a li")
     with relay.bgpd() as (_, lines):
         greeting = json.loads(lines.readline())
+        in_the_pipe = 1 << 16  # not read yet when bgpd came
+        assert len(events) - in_the_pipe <= greeting.pop("dropped") <= len(events) + 12
         assert greeting == {"relay": relay.process.pid, "exabgp": os.getpid(), "outstanding": 0}
         relay.exabgp_writes(b"ne\nnext line\n")
         assert lines.readline() == b"next line\n"
+    with relay.bgpd() as (_, lines):
+        assert json.loads(lines.readline())["dropped"] == 0
 
 
 def test_commands_are_passed_whole_and_counted(relay: Relay) -> None:
@@ -112,7 +117,7 @@ def test_a_bgpd_that_stops_reading_is_dropped_not_waited_for(relay: Relay) -> No
                 received += len(data)
         assert received < module.CAP
     with relay.bgpd() as (_, lines):
-        assert b"outstanding" in lines.readline()
+        assert json.loads(lines.readline())["dropped"] >= module.CAP
 
 
 def test_exabgp_that_does_not_read_stops_bgpd_not_the_relay(relay: Relay) -> None:
