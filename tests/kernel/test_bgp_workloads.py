@@ -235,6 +235,9 @@ def test_a_pod_announces_a_prefix_and_packets_find_it(cluster: Cluster) -> None:
     bird.configure(cluster.configuration(red, ("10.66.1.0/28",), ("fd66:1::/64",), here4="169.254.0.180"))
     eventually("up at another address", lambda: cluster.up(n1, red.ip, red.ip6), timeout=60)
     eventually("the route again", lambda: reaches(far.ns, "10.66.1.1"))
+    n1.ns.run("ip", "address", "del", "169.254.0.180/32", "dev", red.interface)  # and with it the pod's routes
+    eventually("the address again", lambda: "169.254.0.180" in n1.ns.run("ip", "address", "show", "dev", red.interface))
+    eventually("the pod again", lambda: reaches(far.ns, red.ip) and reaches(far.ns, "10.66.1.1"))
     lab.delete(peer())
     eventually("no session", lambda: red.ip not in cluster.peers(n1))
     assert reaches(far.ns, red.ip)
