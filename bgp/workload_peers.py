@@ -70,7 +70,7 @@ def peering_address(configuration: BGPConfigurationSpec, family: Family) -> IPAd
         raise InvalidInputError("sessions need an address of global scope", field=field, value=text, remedy=remedy)
     if configuration.bind_mode == "NodeIP":
         raise InvalidInputError(
-            f"nobody would listen on {address}, to which workloads connect",
+            "nobody listens on the addresses to which workloads connect",
             field="BGPConfiguration(default) spec.bindMode",
             value="NodeIP",
             remedy="set it to None",
@@ -126,4 +126,4 @@ def workload_sessions(
             client=client,
         )
         found.append(replace(with_options(session, spec), local=local[family], reachable_by=None))
-    return found, "; ".join(reasons[family] for family in FAMILIES if family in missing)
+    return found, "; ".join(dict.fromkeys(reasons[family] for family in FAMILIES if family in missing))
