@@ -408,7 +408,7 @@ class Speaker:
             if refused := await channel.send(batch.lines):
                 # A neighbour has just been removed, or a bug: not recorded as told, so that it is tried again.
                 logger.warning("exabgp refused announcements", refused=refused, commands=len(batch.lines))
-                incomplete |= {peer for peer, _, _ in batch.told}
+                incomplete |= batch.audience
             else:
                 self._out.confirm(batch)
         return incomplete
