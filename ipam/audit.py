@@ -138,7 +138,7 @@ def audit(snapshot: Snapshot, *, now: datetime.datetime) -> Audit:
         "blocks": len(snapshot.blocks),
         "allocated": len(result.allocated),
         "invalid_blocks": invalid,
-        "pools": len(snapshot.pools),
+        "pools": sum(pool.active for pool in snapshot.pools),
         "workload_addresses": kinds.count("Workload"),
         "tunnel_addresses": kinds.count("Node"),
         "used": len(result.users) + windows,
@@ -225,18 +225,22 @@ def _leaked(result: Audit) -> int:
 
 def _unallocated(snapshot: Snapshot, result: Audit, allocated: dict[str, Allocated]) -> tuple[int, int]:
     inside = outside = 0
+    active = [pool for pool in snapshot.pools if pool.active]
     for address, names in result.users.items():
         known = allocated.get(address)
-        if poolmath.enclosing(snapshot.pools, ipaddress.ip_address(address)) is None:
+        if known is not None and not known.cooling:
+            continue
+        if poolmath.enclosing(active, ipaddress.ip_address(address)) is None:
             outside += 1
             result.findings.append(
                 Finding(
                     "used outside all pools",
-                    f"{address} is used by {', '.join(names)}, but lies in no pool: nobody keeps others from using it",
+                    f"{address} is used by {', '.join(names)}, but not allocated, and lies in no pool that is not "
+                    "disabled: nobody keeps others from using it",
                     address=address,
                 )
             )
-        elif known is None or known.cooling:
+        else:
             inside += 1
             result.findings.append(
                 Finding(

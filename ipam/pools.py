@@ -9,7 +9,7 @@ import ipaddress
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from calipy.datastore.ipam import Block
 from calipy.errors import CalipyError
@@ -20,6 +20,7 @@ from calipy.policy import selector
 Use: TypeAlias = Literal["Workload", "Tunnel", "LoadBalancer"]
 
 DEFAULT_BLOCK_SIZE: Mapping[Family, int] = {4: 26, 6: 122}
+_DISABLED: Final = "is disabled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,11 @@ class Pool:
     automatic: bool = True
     unusable: str = ""
     revision: int = 0
+
+    @property
+    def active(self) -> bool:
+        """Not disabled; another reason against taking addresses may pass by itself."""
+        return self.unusable != _DISABLED
 
     @property
     def family(self) -> Family:
@@ -91,7 +97,7 @@ def pool_of(resource: Any) -> Pool:
     network = ipaddress.ip_network(spec.cidr, strict=False)
     unusable = ""
     if spec.disabled:
-        unusable = "is disabled"
+        unusable = _DISABLED
     elif resource.metadata.deletion_timestamp is not None:
         unusable = "is being deleted"
     for condition in resource.status.conditions if resource.status is not None else ():

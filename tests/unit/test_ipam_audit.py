@@ -83,6 +83,20 @@ async def test_handles_and_blocks_that_disagree() -> None:
     assert "no pool" in (await kinds(store))["block outside all pools"]
 
 
+async def test_disabled_pools_are_none_for_addresses_that_nobody_holds() -> None:
+    """As with Calico: what is held in a disabled pool is fine, what is not lies outside; the pool is not counted."""
+    store = MemoryStore()
+    client, one = await start(store)
+    address = (await one.auto_assign(num4=1, handle_id="h", attributes={"node": "n1"})).ipv4[0]
+    await client.create(pod("p", address)[1])
+    await client.create(pod("q", "10.1.0.15")[1])
+    pool = await client.get("IPPool", "amber")
+    assert pool is not None
+    await client.update(replace(pool, spec=replace(pool.spec, disabled=True)))
+    result = audit(await snapshot.read(store, snapshot.EVERYTHING), now=NOW)
+    assert (result.summary["pools"], result.summary["used_outside_pools"], result.summary["problems"]) == (0, 1, 1)
+
+
 async def test_tunnels_of_both_families_use_addresses() -> None:
     """An IPv6 tunnel address counts as used as well."""
     store = MemoryStore()
