@@ -12,7 +12,7 @@ from calipy.bgp.advertise import Originated, inside
 from calipy.bgp.decision import Best
 from calipy.bgp.path import Attributes
 from calipy.bgp.peering import Session, SessionType
-from calipy.bgp.reflect import Reflector
+from calipy.bgp.reflect import Reflector, kept_by_community
 from calipy.datastore.resources import BGPFilterSpec
 from calipy.net import IPAddress, Prefix
 
@@ -123,6 +123,8 @@ class ExportPolicy:
         passed = every.exports({prefix: best}, session, local) if best else {}
         attributes = own.get(prefix) or passed.get(prefix)
         if attributes is None:
+            if best and (community := kept_by_community(best.path.attributes, session)):
+                return f"its community {community}"
             return (
                 "learned from iBGP, not passed on: this node is no reflector for it" if best else "nothing to announce"
             )

@@ -8,13 +8,13 @@ and service ranges.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
 from calipy.bgp import filters
 from calipy.bgp.advertise import Pools, inside
 from calipy.bgp.cluster import DATASTORE
-from calipy.bgp.path import Attributes, Peer
+from calipy.bgp.path import Attributes, Peer, intern
 from calipy.bgp.peering import Session
 from calipy.datastore.resources import BGPFilterSpec
 from calipy.net import IPAddress, Prefix
@@ -55,6 +55,7 @@ class ImportPolicy:
             return f"IPv{prefix.version} prefix in an IPv{session.family} session", attributes
         if prefix.is_multicast or prefix.is_link_local or (prefix.is_loopback and prefix.prefixlen):
             return "prefix is not routable", attributes
+        attributes = _of_this_as(peer, attributes)
         impossible = self._loop(peer, session, attributes) or self._next_hop(attributes)
         if impossible or prefix in self.own_prefixes:
             return impossible or "own prefix", attributes
@@ -93,3 +94,13 @@ class ImportPolicy:
         if session.type != "node-to-node mesh" or self.pools.contain(prefix) or inside(prefix, self.services):
             return ""
         return "neither in an IP pool nor in a service range"
+
+
+def _of_this_as(peer: Peer, attributes: Attributes) -> Attributes:
+    """Without what only peers of this AS may say: preference is ours to give, and reflection is ours to count.
+
+    RFC 4271 5.1.5; RFC 7606 7.5, 7.9 and 7.10. A filter may still give a preference of its own.
+    """
+    if not peer.external:
+        return attributes
+    return intern(replace(attributes, local_preference=None, originator_id=None, cluster_list=()))

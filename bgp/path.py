@@ -18,6 +18,10 @@ Origin: TypeAlias = Literal["igp", "egp", "incomplete"]
 Community: TypeAlias = tuple[int, int]
 LargeCommunity: TypeAlias = tuple[int, int, int]
 
+NO_EXPORT: Community = (0xFFFF, 0xFF01)
+NO_ADVERTISE: Community = (0xFFFF, 0xFF02)
+NO_EXPORT_SUBCONFED: Community = (0xFFFF, 0xFF03)
+
 ORIGIN_RANK: dict[Origin, int] = {"igp": 0, "egp": 1, "incomplete": 2}
 DEFAULT_LOCAL_PREFERENCE = 100
 """What a path without LOCAL_PREF counts as (eBGP never carries one); BIRD's and ExaBGP's default too."""

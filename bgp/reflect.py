@@ -13,7 +13,16 @@ from ipaddress import IPv4Address
 
 from calipy.bgp.cluster import DATASTORE
 from calipy.bgp.decision import Best
-from calipy.bgp.path import Attributes, Path, Segment, intern
+from calipy.bgp.path import (
+    DEFAULT_LOCAL_PREFERENCE,
+    NO_ADVERTISE,
+    NO_EXPORT,
+    NO_EXPORT_SUBCONFED,
+    Attributes,
+    Path,
+    Segment,
+    intern,
+)
 from calipy.bgp.peering import Session
 from calipy.net import IPAddress, Prefix
 
@@ -50,6 +59,9 @@ class Reflector:
         }
 
     def _passes(self, path: Path, to: Session) -> bool:
+        return not kept_by_community(path.attributes, to) and self._is_told(path, to)
+
+    def _is_told(self, path: Path, to: Session) -> bool:
         """RFC 4271 9.2.1 and RFC 4456 6: from clients and eBGP to all, from non-clients to clients and eBGP."""
         if path.peer == DATASTORE:
             # As from a client, which its node would be under BGP.
@@ -75,15 +87,30 @@ class Reflector:
         if path.peer.external:
             # Into the AS as any border router does: originated here, the way out stays the one that was learned.
             hop = local if to.next_hop == "self" else learned.next_hop
-            return intern(replace(learned, next_hop=hop, local_preference=learned.local_preference or 100))
+            preference = DEFAULT_LOCAL_PREFERENCE if learned.local_preference is None else learned.local_preference
+            return intern(replace(learned, next_hop=hop, local_preference=preference))
         return intern(
             replace(
                 learned,
-                local_preference=100 if learned.local_preference is None else learned.local_preference,
+                local_preference=(
+                    DEFAULT_LOCAL_PREFERENCE if learned.local_preference is None else learned.local_preference
+                ),
                 originator_id=learned.originator_id or path.peer.router_id,
                 cluster_list=(*((self.cluster_id,) if self.cluster_id else ()), *learned.cluster_list),
             )
         )
+
+
+def kept_by_community(attributes: Attributes, to: Session) -> str:
+    """The well-known community for which what was learned is not passed on to a session, "" if for none (RFC 1997).
+
+    As in BIRD no filter goes before it, and communities that an import filter has added count. There are no
+    confederations here, so that the edge of a subconfederation is that of the AS.
+    """
+    kept = {NO_ADVERTISE: "no-advertise"}
+    if to.external:
+        kept |= {NO_EXPORT: "no-export", NO_EXPORT_SUBCONFED: "no-export-subconfed"}
+    return next((kept[one] for one in attributes.communities if one in kept), "")
 
 
 def _prepended(as_path: tuple[Segment, ...], number: int) -> tuple[Segment, ...]:

@@ -7,16 +7,27 @@ from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Any, Final, cast
 
-from calipy.bgp.path import Attributes, Community, LargeCommunity, Origin, Segment, SegmentKind, intern
+from calipy.bgp.path import (
+    NO_ADVERTISE,
+    NO_EXPORT,
+    NO_EXPORT_SUBCONFED,
+    Attributes,
+    Community,
+    LargeCommunity,
+    Origin,
+    Segment,
+    SegmentKind,
+    intern,
+)
 from calipy.net import Family, IPAddress, Prefix
 
 UINT32: Final = 0xFFFFFFFF
 _SEGMENTS: Final[dict[str, SegmentKind]] = {"as-sequence": "sequence", "as-set": "set"}
 """Confederation segments arrive under the name of a sequence; nothing here takes part in a confederation."""
 _WELL_KNOWN: Final[dict[str, Community]] = {
-    "no-export": (0xFFFF, 0xFF01),
-    "no-advertise": (0xFFFF, 0xFF02),
-    "no-export-subconfed": (0xFFFF, 0xFF03),
+    "no-export": NO_EXPORT,
+    "no-advertise": NO_ADVERTISE,
+    "no-export-subconfed": NO_EXPORT_SUBCONFED,
     "no-peer": (0xFFFF, 0xFF04),
     "blackhole": (0xFFFF, 666),
 }

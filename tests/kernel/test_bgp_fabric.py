@@ -57,6 +57,24 @@ def test_filters_and_communities_reach_the_fabric(bgp_lab: BgpLab) -> None:
     assert n1.peers()["10.77.1.254"]["flaps"] == 0
 
 
+def test_a_preference_from_another_as_counts_for_nothing(bgp_lab: BgpLab) -> None:
+    """A router of another AS that says LOCAL_PREF does not draw traffic away from the one with the shorter path."""
+    n1 = bgp_lab.node("n1", "10.77.1.1/24")
+    only = "if source != RTS_STATIC then reject;"
+    insistent = f"filter {{ {only} bgp_local_pref = 4000000000; bgp_path.prepend(64500); accept; }}"
+    for name, address, told in (
+        ("near", "10.77.1.252", "where source = RTS_STATIC"),
+        ("far", "10.77.1.253", insistent),
+    ):
+        bgp_lab.peer(name, peer_ip=address, as_number=64500)
+        host = bgp_lab.namespace(name, f"{address}/24")
+        there = tor({"n1": n1.address}, export=told).replace("local as 64500;", f"local {address} as 64500;")
+        bgp_lab.bird(host, there.replace("multihop 2;", "multihop 2; allow bgp_local_pref on;"), label=name)
+    eventually("both sessions", lambda: n1.up("10.77.1.252", "10.77.1.253"), timeout=45)
+    eventually("two paths", lambda: all(n1.peers()[f"10.77.1.{last}"]["paths"] for last in (252, 253)))
+    eventually_is("the shorter way", {"192.0.2.0/24": ("10.77.1.252",)}, n1.gateways)
+
+
 def test_two_ways_out_are_used_together(bgp_lab: BgpLab) -> None:
     """A prefix that two fabric routers announce alike is one multipath route; when one goes, the other stays."""
     bgp_lab.peer("tor-a", peer_ip="10.77.1.101", as_number=64500)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
 import pytest
 
-from calipy.bgp.advertise import Originated, Pools
+from calipy.bgp.advertise import Communities, Originated, Pools
 from calipy.bgp.exporting import ExportPolicy
 from calipy.bgp.filters import judge
 from calipy.bgp.importing import ImportPolicy
@@ -58,6 +59,7 @@ def exports(policy: ExportPolicy, rib: Rib) -> dict[IPAddress, Mapping[Prefix, A
     return dict(policy.exports(rib.loc_rib(), lambda one: one.local))
 
 
+INNER_PEER = Peer(PLAIN.peer, 64512, 64512, IPv4Address("10.0.0.4"))
 REFLECTOR = ExportPolicy(sessions=EVERYBODY, cluster_id=CLUSTER, passes_on=lambda _: True)
 
 
@@ -73,6 +75,42 @@ def test_who_hears_of_what(source: Session, hear: set[Session]) -> None:
     """RFC 4456 6: from clients to all, from non-clients to clients, from eBGP to all."""
     told = exports(REFLECTOR, learned(source))
     assert {EVERYBODY[peer] for peer, routes in told.items() if BLOCK in routes} == hear
+
+
+NO_EXPORT, NO_ADVERTISE, NO_EXPORT_SUBCONFED = (0xFFFF, 0xFF01), (0xFFFF, 0xFF02), (0xFFFF, 0xFF03)
+
+
+@pytest.mark.parametrize(
+    ("community", "inside"),
+    [(NO_EXPORT, True), (NO_EXPORT_SUBCONFED, True), (NO_ADVERTISE, False)],
+)
+@pytest.mark.parametrize("accepted", [False, True])
+def test_well_known_communities_are_heeded(community: tuple[int, int], inside: bool, accepted: bool) -> None:
+    """RFC 1997: what must not leave the AS does not, what is for us alone is told nobody; no filter changes that."""
+    sessions = {peer: replace(one, filters=("f",) if accepted else ()) for peer, one in EVERYBODY.items()}
+    policy = replace(REFLECTOR, sessions=sessions, filters={"f": BGPFilterSpec(export_v4=(rule(),))})
+    rib = learned(CLIENT, communities=((64512, 1), community))
+    hear = {peer for peer, routes in exports(policy, rib).items() if BLOCK in routes}
+    assert hear == ({peer for peer, one in EVERYBODY.items() if not one.external} if inside else set())
+    why = policy.kept_back(OUTSIDE, BLOCK, rib.loc_rib(), HERE)
+    assert "community" in why
+
+
+def test_communities_of_own_routes_are_for_others() -> None:
+    """What we are configured to tell with NO_EXPORT is told: it is the peer who keeps it."""
+    own = ip_network("10.244.1.0/26")
+    communities = Communities(standard=((ip_network("10.244.0.0/16"), (NO_EXPORT,)),))
+    marked = BGPFilterSpec(
+        export_v4=(rule(operations=(FilterOperation(add_community=AddCommunity(value="65535:65282")),)),)
+    )
+    policy = ExportPolicy(
+        originated=Originated(blocks=frozenset({own}), communities=communities),
+        sessions={OUTSIDE2.peer: OUTSIDE2, FABRIC.peer: FABRIC},
+        filters={"f": marked},
+    )
+    told = exports(policy, learned(PLAIN))
+    assert told[OUTSIDE2.peer][own].communities == (NO_EXPORT,)
+    assert told[FABRIC.peer][own].communities == (NO_EXPORT, NO_ADVERTISE)
 
 
 def test_reflected_attributes() -> None:
@@ -206,6 +244,24 @@ def test_import_filters_come_after_loops_and_before_trust() -> None:
         filters={"f": BGPFilterSpec(import_v4=(rule("Reject"),))},
     )
     assert "BGPFilter(f)" in refuse(peer, BLOCK, Attributes(mesh.peer))[0]
+
+
+def test_what_only_peers_of_ones_own_as_may_say() -> None:
+    """LOCAL_PREF, ORIGINATOR_ID and CLUSTER_LIST of an eBGP peer count for nothing; a filter's priority does."""
+    other = Peer(OUTSIDE.peer, 64500, 64512, IPv4Address(7))
+    path = (Segment("sequence", (64500,)),)
+    foreign = {"originator_id": HERE, "cluster_list": (CLUSTER,)}
+    said = Attributes(OUTSIDE.peer, as_path=path, local_preference=4294967295, **foreign)
+    plain = ImportPolicy(sessions=EVERYBODY, router_id=HERE, cluster_id=CLUSTER)
+    assert plain(other, BLOCK, said) == ("", Attributes(OUTSIDE.peer, as_path=path))
+    inner = Attributes(PLAIN.peer, local_preference=7, originator_id=IPv4Address(9), cluster_list=(IPv4Address(8),))
+    assert plain(INNER_PEER, BLOCK, inner)[1] == inner, "iBGP peers do say these"
+    lifted = FilterOperation(set_priority=SetPriority(value=512))
+    filtered = ImportPolicy(
+        sessions={OUTSIDE.peer: replace(OUTSIDE, filters=("f",))},
+        filters={"f": BGPFilterSpec(import_v4=(rule(operations=(lifted,), priority=1024),))},
+    )
+    assert filtered(other, BLOCK, said)[1].local_preference == 2147483647 - 512
 
 
 def test_export_filters_open_and_close() -> None:
