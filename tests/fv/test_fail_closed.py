@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -88,15 +90,30 @@ def streams(lab: Lab, *more_servers: Pod) -> Iterator[Streams]:
         yield found
 
 
+@contextlib.contextmanager
+def together(lab: Lab) -> Iterator[None]:
+    """The agent learns at once of all that is written, however long a busy machine takes to write it: between two
+    writes it could not know that there is another to come.
+    """
+    pid = lab.nodes[0].agent.pid
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    lab.sync()
+
+
 def test_policy_deleted_and_its_replacement_created(lab: Lab) -> None:
-    """Two writes, one right after the other: no gap for the foe, none for the friend."""
+    """Two writes of which the agent learns at once: no gap for the foe, none for the friend."""
     names = itertools.cycle(["guard2", "guard"])
     present = "guard"
     with streams(lab) as flowing:
         for _ in range(ROUNDS):
             new = next(names)
-            lab.delete(guard(present), wait=False)
-            lab.apply(guard(new))
+            with together(lab):
+                lab.delete(guard(present), wait=False)
+                lab.apply(guard(new), wait=False)
             present = new
             flowing.more(20)
     flowing.assert_nothing_got_through()
@@ -117,8 +134,9 @@ def test_policy_moved_to_another_tier(lab: Lab, way: str) -> None:
                 lab.apply(new, wait=False)
                 lab.delete(old)
             elif way == "delete, then create":
-                lab.delete(old, wait=False)
-                lab.apply(new)
+                with together(lab):
+                    lab.delete(old, wait=False)
+                    lab.apply(new, wait=False)
             else:
                 stamps = {"uid": str(uuid.uuid4()), "creation_timestamp": "2026-01-01T00:00:00Z"}
                 written = replace(new[1], metadata=replace(new[1].metadata, **stamps))
