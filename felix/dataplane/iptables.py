@@ -12,7 +12,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import KeysView
 from dataclasses import dataclass, field
 from typing import Final
@@ -22,7 +21,8 @@ from calipy.errors import KernelError
 from calipy.felix.dataplane import programs
 from calipy.felix.dataplane.backend import BackendName, program
 from calipy.felix.dataplane.nftables import NftablesReader
-from calipy.felix.delta import Actual, Difference, KernelRule, Plan, Table, compare, parse_save, plan, trial
+from calipy.felix.dataplane.refusals import culprit
+from calipy.felix.delta import Actual, Difference, Plan, Table, compare, parse_save, plan, trial
 from calipy.felix.render.static import TABLES, TableName
 from calipy.kernel.process import Completed
 from calipy.metrics import REGISTRY
@@ -43,8 +43,6 @@ _FIRST_DELAY: Final = 0.001
 _LOCK_WAIT: Final = 10
 _MANY_CHAINS: Final = 64
 """More chains than this are not read back one by one."""
-_ERROR_LINE: Final = re.compile(r"\bline:? (\d+)")
-_ERROR_CHAIN: Final = re.compile(r"rule in chain (\S+)")
 
 
 @dataclass(slots=True)
@@ -319,7 +317,7 @@ class IPTables:
                 self._since.touched.update((family, item.table, name) for name in (*item.chains, *item.hooks))
             return "", None
         error = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        return error, _culprit(error, starts)
+        return error, culprit(error, starts)
 
     async def _run(self, family: Family, lines: list[str]) -> Completed:
         argv = [program(family, self.backend, "restore"), "--noflush"]
@@ -397,21 +395,3 @@ def _carry_over(known: Actual, read: Actual, name: str) -> None:
     _set(read.chains, name, known.chains.get(name))
     if name in known.hooks:
         read.hooks[name] = known.hooks[name]
-
-
-def _culprit(error: str, starts: list[tuple[int, Plan]]) -> tuple[str, str] | None:
-    """Table and chain of ours that a message of iptables-restore is about; "" for a chain that it does not name."""
-    found = _ERROR_LINE.search(error)
-    if not found:
-        return None
-    number = int(found[1])
-    for start, item in reversed(starts):
-        if number > start:
-            name = item.owner_of_line(number - start)
-            if not name and (named := _ERROR_CHAIN.search(error)):
-                name = named[1]
-            return item.table, name if name in item.chains else ""
-    return None
-
-
-__all__ = ["IPTables", "KernelRule", "WriteReport"]
