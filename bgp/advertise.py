@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from calipy.bgp.path import HIGHEST_LOCAL_PREFERENCE, Attributes, Community, LargeCommunity, intern
 from calipy.bgp.peering import Session
@@ -86,21 +86,33 @@ def borrowed(in_use: Mapping[Prefix, frozenset[IPAddress]], own: set[Prefix]) ->
     return {host_prefix(address) for block, used in in_use.items() if block not in own for address in used}
 
 
-def service_ranges(configuration: BGPConfigurationSpec, labels: Mapping[str, str]) -> tuple[set[Prefix], set[Prefix]]:
-    """Service ranges to announce from this node, and those to keep out of its own routing table.
+class ServiceRanges(NamedTuple):
+    """Ranges of services' addresses.
+
+    Attributes:
+        announced: from this node.
+        unprogrammed: kept out of its own routing table, announced or not: they lead to this node's service proxy.
+        every: all there are, single addresses too.
+    """
+
+    announced: frozenset[Prefix]
+    unprogrammed: frozenset[Prefix]
+    every: frozenset[Prefix]
+
+
+def service_ranges(configuration: BGPConfigurationSpec, labels: Mapping[str, str]) -> ServiceRanges:
+    """Service ranges as this node handles them.
 
     Cluster ranges, and external and load balancer ranges unless aggregation is disabled, are announced from every
     node that does not carry ``EXCLUDE_LABEL``; single addresses are left to those who know the endpoints.
     """
-    ranges = [parse_cidr(block.cidr) for block in configuration.service_cluster_ips]
+    cluster = {parse_cidr(block.cidr) for block in configuration.service_cluster_ips}
     outside = (*configuration.service_external_ips, *configuration.service_load_balancer_ips)
-    outer = [parse_cidr(block.cidr) for block in outside]
-    kept_out = {*ranges, *outer}
-    if labels.get(EXCLUDE_LABEL) == "true":
-        return set(), kept_out
-    if configuration.service_load_balancer_aggregation != "Disabled":
-        ranges += outer
-    return {one for one in ranges if one.prefixlen < one.max_prefixlen}, kept_out
+    outer = {parse_cidr(block.cidr) for block in outside}
+    aggregated = cluster if configuration.service_load_balancer_aggregation == "Disabled" else cluster | outer
+    wide = frozenset(one for one in aggregated if one.prefixlen < one.max_prefixlen)
+    excluded = labels.get(EXCLUDE_LABEL) == "true"
+    return ServiceRanges(frozenset() if excluded else wide, wide, frozenset(cluster | outer))
 
 
 @dataclass(frozen=True, slots=True)

@@ -266,7 +266,7 @@ class Router:
                 own_addresses=self.view.own_addresses(),
                 own_prefixes=originated.prefixes() | self.view.own_prefixes(),
                 pools=self.view.pools(),
-                services=frozenset(self.view.service_ranges()[1]),
+                services=self.view.service_ranges().every,
                 filters=dict(self.view.filters),
             )
         )

@@ -215,8 +215,8 @@ class View:
         """The pools as prefixes."""
         return Pools.of(self._valid_pools())
 
-    def service_ranges(self) -> tuple[set[Prefix], set[Prefix]]:
-        """Service ranges to announce, and those to keep out of the kernel."""
+    def service_ranges(self) -> advertise.ServiceRanges:
+        """Service ranges as this node handles them."""
         return advertise.service_ranges(self.configuration, self.node.labels if self.node else {})
 
     def originated(self) -> Originated:
@@ -234,7 +234,7 @@ class View:
             blocks=frozenset(block for block in own if pools.exports(block)),
             borrowed=frozenset(one for one in lent if pools.exports(one)),
             hidden=frozenset(one for one in own | lent if not pools.exports(one)),
-            services=frozenset(self.service_ranges()[0]),
+            services=self.service_ranges().announced,
             communities=communities,
             metric=self._metric(),
         )
@@ -247,7 +247,7 @@ class View:
     def passes_on(self) -> Callable[[Prefix], bool]:
         """Which learned prefixes are passed on without a filter's word: in pools, by a reflector services as well."""
         pools = self.pools()
-        services = self.service_ranges()[1] if self.cluster_id is not None else set()
+        services = self.service_ranges().every if self.cluster_id is not None else frozenset()
         return lambda prefix: pools.exports(prefix) or advertise.inside(prefix, services)
 
     def own_prefixes(self) -> frozenset[Prefix]:
@@ -278,7 +278,7 @@ class View:
         refused = overlay if ours else pools
         return Programming(
             own=self.own_prefixes(),
-            refused=(*(advertise.parse_cidr(pool.cidr) for pool in refused), *self.service_ranges()[0]),
+            refused=(*(advertise.parse_cidr(pool.cidr) for pool in refused), *self.service_ranges().unprogrammed),
             single=tuple(advertise.parse_cidr(pool.cidr) for pool in pools),
             metric=self._metric(),
             ignored=self.configuration.ignored_interfaces,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from calipy.bgp import fib
 from calipy.bgp.adj_rib_out import AdjRibOut
+from calipy.bgp.advertise import EXCLUDE_LABEL
 from calipy.bgp.decision import Best
 from calipy.bgp.importing import ImportPolicy
 from calipy.bgp.path import NORMAL_LOCAL_PREFERENCE, Attributes, Path, Peer, Segment
@@ -137,6 +138,10 @@ def test_service_ranges_are_announced_but_not_programmed() -> None:
     )
     assert made.originated().services == {net("10.96.0.0/12"), net("198.51.100.0/24")}
     assert set(made.programming().refused) >= {net("10.96.0.0/12"), net("198.51.100.0/24")}
+    excluded = codec.new("Node", "n1", NodeSpec(), labels={EXCLUDE_LABEL: "true"})
+    made.on_update(keys.ResourceKey("Node", "n1"), excluded)
+    assert made.originated().services == frozenset()
+    assert set(made.programming().refused) >= {net("10.96.0.0/12"), net("198.51.100.0/24")}, "not from others either"
 
 
 @pytest.mark.parametrize(
