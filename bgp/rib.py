@@ -116,12 +116,12 @@ class Rib:
         self._mark_stale(table)
         table.stale_until = now + retain if table.stale else None
 
-    def begin_refresh(self, address: IPAddress, now: float) -> None:
-        """Everything from this peer is about to be told again: what is not, goes at ``end_of_rib``."""
+    def begin_refresh(self, address: IPAddress, now: float, *, wait: float = EOR_WAIT) -> None:
+        """Everything from this peer is about to be told again: what is not, goes at ``end_of_rib``, or with time."""
         if (table := self._tables.get(address)) is not None:
             self._mark_stale(table)
             table.refreshing = True
-            table.stale_until = now + EOR_WAIT if table.stale else None
+            table.stale_until = now + wait if table.stale else None
 
     def end_of_rib(self, address: IPAddress, family: Family) -> None:
         """The peer has told all it has of a family: stale paths of that family go."""

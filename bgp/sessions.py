@@ -38,7 +38,7 @@ from calipy.net import Family, IPAddress, Prefix
 SETTLED: Final = 10.0
 """Seconds after which an adopted session counts as having told everything."""
 NO_EOR_WAIT: Final = 30.0
-"""Seconds for which stale paths of a peer without graceful restart stay once it is back: it sends no End-of-RIB."""
+"""Seconds for which stale paths of a peer stay once it is back, if it sends no End-of-RIB, or that may be lost."""
 
 _ROUNDING: Final = 2.0
 """Seconds by which the age of a session in ExaBGP's table may differ from ours."""
@@ -260,7 +260,8 @@ class Sessions:
                 state.up_at, state.adopted = now - neighbour.seconds, True
             if neighbour.seconds < SETTLED and not self._rib.has_end_of_rib(peer, state.session.family):
                 resync.telling.add(peer)
-            self._rib.begin_refresh(peer, now)
+            # Its End-of-RIB may be what was lost: like a peer that sends none, it is not waited for as long.
+            self._rib.begin_refresh(peer, now, wait=NO_EOR_WAIT)
 
     def settled(self, peer: IPAddress, now: float) -> bool:
         """Whether a peer has told everything: End-of-RIB seen, or, from peers without it, time enough."""

@@ -26,7 +26,7 @@ from calipy.bgp.exabgp.events import (
 from calipy.bgp.path import Attributes
 from calipy.bgp.peering import Session
 from calipy.bgp.rib import Rib
-from calipy.bgp.sessions import SETTLED, Sessions
+from calipy.bgp.sessions import NO_EOR_WAIT, SETTLED, Sessions
 from calipy.net import IPAddress, Prefix
 
 ME = IPv4Address("10.0.0.1")
@@ -52,6 +52,7 @@ class Far:
     router_id: IPv4Address = ME
     graceful: bool = True
     established: float = 0.0
+    ended: bool = False
     told: dict[Prefix, Attributes] = field(default_factory=dict)
 
 
@@ -94,7 +95,7 @@ class World:
         elif far.stage == "confirm":
             far.stage, far.established = "established", self.now
         elif far.stage == "established":
-            far.stage = "up"
+            far.stage, far.ended = "up", False
             far.told.clear()
             self.say(StateEvent(peer, "up"))
 
@@ -115,6 +116,7 @@ class World:
     def end(self, peer: IPAddress, _variant: int) -> None:
         """End-of-RIB."""
         if self.far[peer].stage == "up":
+            self.far[peer].ended = True
             self.say(EndOfRib(peer, 4))
 
     def down(self, peer: IPAddress, variant: int) -> None:
@@ -275,7 +277,12 @@ def test_whatever_is_lost_the_end_is_the_truth(seed: int, length: int) -> None:
     states = world.sessions.states()
     assert {peer: states[peer].up for peer in PEERS} == {peer: far.stage == "up" for peer, far in world.far.items()}
     assert world.fresh() <= world.truth()
-    for number in range(len(PEERS)):
+    world.now += NO_EOR_WAIT
+    world.rib.expire(world.now)
+    for number, peer in enumerate(PEERS):
+        if world.far[peer].ended and world.far[peer].stage == "up":
+            told, truth = ({one for one in which if one[0] == peer} for which in (world.held(), world.truth()))
+            assert told == truth, "its End-of-RIB is not waited for again"
         world.step(("end", number, 0))
     assert world.fresh() == world.truth()
     world.rib.expire(world.now + 1000.0)
