@@ -107,7 +107,9 @@ class _Planner:
             if other.name == self.node.name or other.cluster_id is not None:
                 continue
             for family in FAMILIES:
-                session = self.to_node(other, family, "node-to-node mesh", "node-to-node mesh")
+                session = self.to_node(
+                    other, family, "node-to-node mesh", "node-to-node mesh", self.inputs.as_number(other)
+                )
                 if session is not None:
                     yield (
                         _MESH,
@@ -166,25 +168,33 @@ class _Planner:
         if spec.peer_ip:
             families = (4,) if parse_peer_ip(spec.peer_ip)[0].version == 4 else (6,)
         for family in families:
-            session = self.to_node(other, family, kind, source)
+            session = self.to_node(other, family, kind, source, self.speaks_as(other, rank, spec))
             if session is not None:
                 options = with_options(session, spec)
                 # localASNumber is the override of the end that the BGPPeer names.
                 yield rank, options if rank != _REVERSE else replace(options, local_as=session.local_as)
+
+    def speaks_as(self, other: NodeInfo, rank: int, spec: BGPPeerSpec) -> int:
+        """The AS with which another node speaks to this one: localASNumber where the BGPPeer names that node's end."""
+        own = self.inputs.as_number(other)
+        if not spec.local_as_number:
+            return own
+        named = rank == _REVERSE or (self.selects(other, spec.node, spec.node_selector) and self.is_target(spec))
+        return spec.local_as_number if named else own
 
     def selects(self, node: NodeInfo, name: str, text: str) -> bool:
         if name:
             return node.name == name
         return not text or _selector("spec.nodeSelector", text).matches(node.labels)
 
-    def to_node(self, other: NodeInfo, family: Family, kind: SessionType, source: str) -> Session | None:
+    def to_node(self, other: NodeInfo, family: Family, kind: SessionType, source: str, peer_as: int) -> Session | None:
         ours, theirs = self.node.address(family), other.address(family)
         if ours is None or theirs is None or ours == theirs:
             return None
         return Session(
             peer=theirs,
             type=kind,
-            peer_as=self.inputs.as_number(other),
+            peer_as=peer_as,
             local_as=self.inputs.as_number(self.node),
             router_id=self.router_id,
             local=ours,
@@ -192,7 +202,7 @@ class _Planner:
             passive=str(theirs) > str(ours),
             node=other.name,
             source=source,
-            client=self.is_client(other, self.inputs.as_number(other)),
+            client=self.is_client(other, peer_as),
         )
 
     def to_address(self, spec: BGPPeerSpec, kind: SessionType, source: str) -> Session | None:

@@ -119,3 +119,18 @@ def test_own_blocks_are_blackholes(bgp_lab: BgpLab) -> None:
     eventually_is("blackhole again", {"10.244.1.0/26"}, n1.blackholes)
     bgp_lab.unblock("10.244.1.0/26", "n1")
     eventually_is("gone", set(), n1.blackholes)
+
+
+def test_an_as_number_for_one_session_between_nodes(bgp_lab: BgpLab) -> None:
+    """With localASNumber both ends of a BGPPeer between nodes agree on who speaks as what, and routes pass."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.configuration(node_to_node_mesh_enabled=False)
+    bgp_lab.peer("odd", node="n1", peer_selector="has(far)", local_as_number=65099)
+    bgp_lab.block("10.244.1.0/26", "n1")
+    bgp_lab.block("10.244.2.0/26", "n2")
+    n1 = bgp_lab.node("n1", "10.77.1.1/24")
+    n2 = bgp_lab.node("n2", "10.77.1.2/24", labels={"far": ""})
+    eventually("session", lambda: n1.up(n2.address) and n2.up(n1.address))
+    eventually_is("n1's routes", {"10.244.2.0/26": (n2.address,)}, n1.gateways)
+    eventually_is("n2's routes", {"10.244.1.0/26": (n1.address,)}, n2.gateways)
+    assert n2.peers()[n1.address]["as_number"] == 65099

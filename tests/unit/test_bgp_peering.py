@@ -107,6 +107,24 @@ def test_reflector_recipe_is_answered_from_the_other_end() -> None:
     assert peers_of(plan("rr", inputs(N1, RR, peers=manual, node_to_node_mesh_enabled=False))) == {}
 
 
+@pytest.mark.parametrize(
+    ("spec", "numbers"),
+    [
+        (BGPPeerSpec(node="n1", peer_selector="rack == 'b'", local_as_number=65099), (65099, 64512)),
+        (BGPPeerSpec(node="n1", peer_ip="10.0.0.2", as_number=64512, local_as_number=65099), (65099, 64512)),
+        (BGPPeerSpec(node_selector="all()", peer_selector="all()", local_as_number=65099), (65099, 65099)),
+        (BGPPeerSpec(node="n1", peer_selector="rack == 'b'"), (64512, 64512)),
+    ],
+)
+def test_both_ends_agree_on_the_as_numbers(spec: BGPPeerSpec, numbers: tuple[int, int]) -> None:
+    """localASNumber is what the end that the BGPPeer names speaks as, and what the other end expects."""
+    given_ = inputs(N1, N2, peers={"p": spec}, node_to_node_mesh_enabled=False)
+    here = plan("n1", given_).sessions[ip_address("10.0.0.2")]
+    back = plan("n2", given_).sessions[ip_address("10.0.0.1")]
+    assert (here.local_as, here.peer_as) == numbers
+    assert (back.peer_as, back.local_as) == numbers
+
+
 def test_precedence() -> None:
     """Global over node specific over the mesh, for one peer address."""
     both = {
