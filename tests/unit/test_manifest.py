@@ -69,6 +69,7 @@ def test_texts_survive_being_written_and_read_as_yaml(value: str) -> None:
         (SET.format(name="a") + "  future: 1\n", r"spec\.future"),
         (SET.format(name="a") + "spec: {}\n", "stands twice"),
         (SET.format(name="a") + "status: {}\n", "status: no such field"),
+        (SET.format(name="a\n  ownerReferences: [{x: 1}]"), r"ownerReferences\[0\].x: no such field"),
         (
             SET.format(name="a")
             .replace("GlobalNetworkSet", "CalicoNodeStatus")

@@ -7,7 +7,7 @@ read (``codec``), however odd. Source: Calico ``libcalico-go/lib/validator/v3`` 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from calipy.datastore import gojson
 from calipy.datastore.kinds.meta import NoStatus, Resource
@@ -39,6 +39,15 @@ _SPEC_CHECKS: dict[str, Callable[[Resource[Any, Any]], None]] = {
 }
 
 
+_METADATA_LISTS: Final = {
+    "ownerReferences": frozenset({"apiVersion", "kind", "name", "uid", "controller", "blockOwnerDeletion"}),
+    "managedFields": frozenset({
+        "manager", "operation", "apiVersion", "time", "fieldsType", "fieldsV1", "subresource",
+    }),
+}  # fmt: skip
+"""Members of Kubernetes' lists in metadata, which are kept as they are."""
+
+
 def check_document(document: dict[str, Any], kind: str) -> None:
     """Refuse what only a file tells, not the resource read from it: whether an empty member is there.
 
@@ -47,6 +56,12 @@ def check_document(document: dict[str, Any], kind: str) -> None:
     """
     if KINDS[kind].status is NoStatus and "status" in document:
         raise InvalidInputError("status: no such field", remedy=f"remove it; {kind} has none")
+    metadata_of = document.get("metadata")
+    for name, known in _METADATA_LISTS.items():
+        entries = metadata_of.get(name) if isinstance(metadata_of, dict) else None
+        for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+            for unknown in sorted(set(entry) - known) if isinstance(entry, dict) else ():
+                raise InvalidInputError(f"metadata.{name}[{index}].{unknown}: no such field", remedy="remove it")
     spec = document.get("spec")
     for path in gojson.missing_members(KINDS[kind].spec, spec, "spec"):
         raise InvalidInputError("must be given", field=path, value=None)
