@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PLACES = ("/run", "/tmp", "/dev/shm")  # where tests make directories, under a prefix of their own
+TEMPORARY = re.compile(rb"(?:/tmp|/dev/shm)/calipy-[a-z]+-\w+")
+"""Directories of our own programs, as their children's command lines and environments tell them."""
 MNT_DETACH = 2
 PATIENCE = 20.0
 
@@ -37,14 +40,20 @@ def survivors(mark: bytes, namespaces: list[Path]) -> Iterator[int]:
                     yield int(entry.name)
 
 
-def end(mark: bytes, namespaces: list[Path]) -> None:
-    """Kill them until none is left: one may be starting another."""
+def end(mark: bytes, namespaces: list[Path]) -> set[bytes]:
+    """Kill them until none is left: one may be starting another. Gives the temporary directories they worked in."""
     give_up = time.monotonic() + PATIENCE
+    directories: set[bytes] = set()
     while (left := list(survivors(mark, namespaces))) and time.monotonic() < give_up:
+        for pid in left:
+            with contextlib.suppress(OSError):
+                for file in ("cmdline", "environ"):
+                    directories.update(TEMPORARY.findall(Path("/proc", str(pid), file).read_bytes()))
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.02)
+    return directories
 
 
 def forget_labs(registry: Path) -> None:
@@ -60,7 +69,7 @@ def main() -> None:
     mark, prefix = sys.argv[1].encode(), sys.argv[2]
     sys.stdin.read()
     namespaces = list(Path("/run/netns").glob(f"{prefix}*"))
-    end(mark, namespaces)
+    temporary = end(mark, namespaces)
     for registry in Path("/run").glob(f"{prefix}labs*"):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             forget_labs(registry)
@@ -70,6 +79,8 @@ def main() -> None:
     for place in PLACES:
         for directory in Path(place).glob(f"{prefix}*"):
             shutil.rmtree(directory, ignore_errors=True)
+    for left in temporary:
+        shutil.rmtree(left, ignore_errors=True)
 
 
 if __name__ == "__main__":
