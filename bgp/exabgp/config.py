@@ -20,7 +20,7 @@ from calipy.net import IPAddress
 MAX_PASSWORD: Final = 80
 """Bytes of a TCP-MD5 key that the kernel takes (TCP_MD5SIG_MAXKEYLEN)."""
 SPEED: Final = "2.5"
-"""An idle ExaBGP looks round every 25 ms; what comes in wakes it (``launch.Poller``)."""
+"""ExaBGP looks after sessions that are not established every 25 ms; what comes in wakes it (``launch.Turns``)."""
 _WORD: Final = re.compile(r"[A-Za-z0-9_./:@%+=,-]+")
 
 
