@@ -86,7 +86,7 @@ class Answers:
                 "stale": len(kernel.stale),
                 "failures": [{"dst": str(dst), "reason": failure.reason} for dst, failure in kernel.failures.items()],
             },
-            "problems": {**router.problems, **router.view.problems},
+            "problems": {**router.problems, **router.view.problems, **router.view.unreadable},
             "ready": not why,
             "reasons": why,
         }

@@ -80,9 +80,9 @@ class Bgpd:
     def _on_datastore(self, batch: Sequence[SyncEvent]) -> None:
         for event in batch:
             match event:
-                case Update(key, value):
-                    self._view.on_update(key, value)
-                    if isinstance(key, keys.ResourceKey) and key.kind == "CalicoNodeStatus":
+                case Update(key, value, _, error):
+                    self._view.on_update(key, value, error)
+                    if isinstance(key, keys.ResourceKey) and key.kind == "CalicoNodeStatus" and error is None:
                         resource = value if isinstance(value, Resource) else None
                         self._reporter.on_update(key.name, resource)
                         self._answers.reports.on_update(key.name, resource)

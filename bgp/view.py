@@ -20,7 +20,7 @@ from calipy.bgp.peering_model import WorkloadPeer
 from calipy.datastore import codec, keys
 from calipy.datastore.ipam import CONFIRMED, Block, BlockAffinity
 from calipy.datastore.resources import BGPConfigurationSpec, BGPFilterSpec, BGPPeerSpec, IPPoolSpec, NodeSpec, Resource
-from calipy.errors import InvalidInputError
+from calipy.errors import InvalidInputError, UndecodableError
 from calipy.net import NORMAL_METRIC, Family, IPAddress, Prefix, host_prefix, parse_prefix
 
 _NODE_PREFIX = "node."
@@ -45,6 +45,7 @@ class View:
         hostname: this node.
         peering_changed, routes_changed: set by ``on_update``, reset by the reader.
         problems: what in the datastore cannot be used, by resource.
+        unreadable: what in the datastore cannot be decoded, by resource: the last value that could be holds.
         filters: BGPFilters by name, live.
         cluster: where every other node's blocks and addresses are.
         workloads: those of this node that are to peer with it; change it with ``set_workloads``.
@@ -54,6 +55,7 @@ class View:
     peering_changed: bool = True
     routes_changed: bool = True
     problems: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
     filters: dict[str, BGPFilterSpec] = field(default_factory=dict)
     cluster: ClusterTable = field(init=False)
     workloads: tuple[WorkloadPeer, ...] = ()
@@ -69,8 +71,14 @@ class View:
     def __post_init__(self) -> None:
         self.cluster = ClusterTable(self.hostname)
 
-    def on_update(self, key: keys.Key, value: codec.Value | None) -> None:
-        """Take one change; None is a deletion. O(1), for a block O(its size)."""
+    def on_update(self, key: keys.Key, value: codec.Value | None, error: UndecodableError | None = None) -> None:
+        """Take one change; None is a deletion, unless there is an ``error``. O(1), for a block O(its size)."""
+        name = f"{key.kind}({key.name})" if isinstance(key, keys.ResourceKey) else keys.path(key)
+        if error is not None:
+            # Somebody's slip must not take sessions and routes down: that is for a deletion to do.
+            self.unreadable[name] = f"cannot be decoded, what was read before stays in force: {error}"
+            return
+        self.unreadable.pop(name, None)
         match key:
             case keys.BlockKey(cidr):
                 self._on_block(parse_prefix(cidr), value if isinstance(value, Block) else None)

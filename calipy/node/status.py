@@ -94,6 +94,7 @@ def text(status: NodeStatus) -> str:
         return "\n".join(lines) + "\n"
     speaker = status.bgpd["exabgp_pid"] or "not running"
     lines.append(f"calipy bgpd is running (pid {status.bgpd['pid']}, ExaBGP {speaker}), {_state(status.bgpd)}.")
+    lines += [f"warning: {source}: {problem}" for source, problem in status.bgpd.get("problems", {}).items()]
     peers = status.bgpd.get("peers", [])
     return "\n".join(lines) + f"\n\n{peer_table(peers, 4)}\n{peer_table(peers, 6)}"
 

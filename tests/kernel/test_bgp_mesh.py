@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from calipy.bgp.path import NORMAL_LOCAL_PREFERENCE
 from calipy.cli.bgp import command as bgp_command
+from calipy.datastore import keys
 from tests.support.bgp import BgpLab, eventually, eventually_is
 
 pytestmark = pytest.mark.kernel
@@ -122,3 +123,29 @@ def test_a_node_behind_a_router_is_reached_through_it(bgp_lab: BgpLab, monkeypat
     bird.configure(tor({"n1": n1.address}, export="where source ~ [RTS_STATIC, RTS_BGP]"))
     eventually("n2 lost the fabric", lambda: foreign not in n2.gateways())
     assert n2.gateways()["10.244.3.0/26"] == (router_a,)
+
+
+def test_what_cannot_be_read_takes_nothing_down(bgp_lab: BgpLab) -> None:
+    """Objects that somebody broke leave sessions and routes as they were, and are named; mended ones count again."""
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.configuration(node_to_node_mesh_enabled=False)
+    bgp_lab.peer("all", peer_selector="all()")
+    bgp_lab.block("10.244.1.0/26", "n1")
+    bgp_lab.block("10.244.2.0/26", "n2")
+    n1, n2 = bgp_lab.node("n1", "10.77.1.1/24"), bgp_lab.node("n2", "10.77.1.2/24")
+    eventually_is("routes", {"10.244.2.0/26": (n2.address,)}, n1.gateways)
+    broken = {
+        kind: keys.ResourceKey(kind, name) for kind, name in (("BGPPeer", "all"), ("Node", "n1"), ("IPPool", "pool"))
+    }
+    for key in broken.values():
+        bgp_lab.garble(key)
+    names = {f"{kind}({key.name})" for kind, key in broken.items()}
+    eventually("they are named", lambda: names <= n1.status().get("problems", {}).keys())
+    bgp_lab.block("10.244.3.0/26", "n2")
+    eventually("work goes on", lambda: "10.244.3.0/26" in n1.gateways())
+    assert n1.up(n2.address)
+    assert n1.peers()[n2.address]["flaps"] == 0
+    bgp_lab.peer("all", peer_selector="none == 'x'")
+    bgp_lab.pool("10.244.0.0/16")
+    eventually("a mended one counts", lambda: n1.peers() == {})
+    assert n1.status()["problems"].keys() & names == {"Node(n1)"}

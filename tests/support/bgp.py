@@ -197,6 +197,10 @@ class BgpLab:
         """Write a typed value."""
         assert self._etcdctl("put", keys.path(key), stdin=codec.encode(value)) is not None
 
+    def garble(self, key: keys.Key) -> None:
+        """Write what nobody can read."""
+        assert self._etcdctl("put", keys.path(key), stdin=b'{"spec": 7') is not None
+
     def stored(self, key: keys.Key) -> str:
         """The value of a key as etcd has it, "" if it does not exist."""
         return self._etcdctl("get", "--print-value-only", keys.path(key)) or ""

@@ -22,6 +22,7 @@ from calipy.datastore.ipam import AllocationAttribute, Block, BlockAffinity
 from calipy.datastore.resources import BGPConfigurationSpec, CIDRBlock, IPPoolSpec, NodeBGPSpec, NodeSpec
 from calipy.datastore.resources import Community as NamedCommunity
 from calipy.datastore.resources import PrefixAdvertisement as Advertisement
+from calipy.errors import UndecodableError
 from calipy.kernel import routes
 from calipy.net import PROTO_BGP, IPAddress, NextHop, Prefix, Route
 
@@ -128,6 +129,21 @@ def test_a_bad_community_is_a_problem_and_announcing_goes_on() -> None:
     claim(made, "10.244.1.0/26")
     assert made.originated().exports(MESH, HERE)[net("10.244.1.0/26")].communities == ()
     assert "nobody" in made.problems["BGPConfiguration communities"]
+
+
+def test_what_cannot_be_decoded_leaves_the_last_value_in_force() -> None:
+    """A slip in an object is no deletion: it is named, and what was read before holds until it is mended or gone."""
+    made = view()
+    claim(made, "10.244.1.0/26")
+    for key in (keys.ResourceKey("Node", "n1"), keys.ResourceKey("IPPool", "p0"), keys.BlockKey("10.244.1.0/26")):
+        made.on_update(key, None, UndecodableError("no JSON", key=keys.path(key)))
+    assert made.node is not None
+    assert made.originated().blocks == {net("10.244.1.0/26")}
+    assert made.unreadable.keys() == {"Node(n1)", "IPPool(p0)", keys.path(keys.BlockKey("10.244.1.0/26"))}
+    assert "no JSON" in made.unreadable["Node(n1)"]
+    made.on_update(keys.ResourceKey("Node", "n1"), None)
+    assert made.node is None
+    assert "Node(n1)" not in made.unreadable
 
 
 def test_service_ranges_are_announced_but_not_programmed() -> None:

@@ -58,6 +58,12 @@ def test_warnings_are_shown() -> None:
     assert "\nwarning: cannot listen for metrics\nwarning: this kernel has no IPIP driver\n" in shown
 
 
+def test_problems_of_bgp_are_shown() -> None:
+    """Such as a resource that nobody can read."""
+    shown = text(NodeStatus(AGENT, "", {**BGPD, "problems": {"BGPPeer(tor)": "cannot be decoded"}}, ""))
+    assert "\nwarning: BGPPeer(tor): cannot be decoded\n" in shown
+
+
 def test_a_silent_daemon_is_named_and_hides_nothing_else() -> None:
     """One daemon that does not answer does not keep the other's state from being shown."""
     shown = text(NodeStatus(None, "nothing answers at /run/x", BGPD, ""))
