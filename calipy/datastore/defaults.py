@@ -142,6 +142,12 @@ def _bgp_configuration(spec: BGPConfigurationSpec) -> BGPConfigurationSpec:
 
 
 def _felix_configuration(spec: FelixConfigurationSpec) -> FelixConfigurationSpec:
+    if spec.bpf_connect_time_load_balancing_enabled is not None:  # the older field wins, and turns the other one off
+        spec = replace(
+            spec,
+            bpf_connect_time_load_balancing="Enabled" if spec.bpf_connect_time_load_balancing_enabled else "Disabled",
+            bpf_host_networked_nat_without_ctlb="Disabled",
+        )
     return replace(
         spec,
         nftables_mode=_or(spec.nftables_mode, "Auto"),

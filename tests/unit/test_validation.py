@@ -8,6 +8,7 @@ import pytest
 
 from calipy.datastore import codec, defaults, validation
 from calipy.datastore.keys import NAMESPACED
+from calipy.datastore.kinds.felix import FelixConfigurationSpec
 from calipy.errors import InvalidInputError
 
 ALL: dict[str, Any] = {"interfaceName": "*"}
@@ -136,6 +137,15 @@ def test_labels(labels: dict[str, str]) -> None:
     """Kubernetes label syntax."""
     with pytest.raises(InvalidInputError, match=r"metadata\.labels"):
         check("Node", {}, labels=labels)
+
+
+@pytest.mark.parametrize(("enabled", "told"), [(True, "Enabled"), (False, "Disabled"), (None, "TCP")])
+def test_the_older_field_of_connect_time_balancing_wins(enabled: bool | None, told: str) -> None:
+    """It sets what the newer ones say."""
+    spec = FelixConfigurationSpec(bpf_connect_time_load_balancing_enabled=enabled)
+    filled = defaults.fill(codec.new("FelixConfiguration", "default", spec)).spec
+    assert filled.bpf_connect_time_load_balancing == told
+    assert filled.bpf_host_networked_nat_without_ctlb == ("Enabled" if enabled is None else "Disabled")
 
 
 def test_defaults_are_filled_once() -> None:
