@@ -74,7 +74,8 @@ def main() -> None:
     )
     rng = random.Random(1)
     nodes = {n: node_of(n, arguments.local, arguments.endpoints) for n in range(arguments.endpoints)}
-    remote = rng.sample([n for n, node in nodes.items() if node != HOST], 300)
+    elsewhere = [n for n, node in nodes.items() if node != HOST]
+    remote = rng.sample(elsewhere, min(300, len(elsewhere)))
     show("label of a remote endpoint", cost(graph, [endpoint(n, nodes[n], app=f"app-{n % APPS}") for n in remote]))
     gone: list[tuple[Key, Any]] = [(endpoint(n, nodes[n])[0], None) for n in remote]
     show("remote endpoint deleted", cost(graph, gone))
