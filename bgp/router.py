@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Final
 
 from calipy import api_client, clock, log
+from calipy.bgp import keyfiles
 from calipy.bgp.cluster import ClusterRoutes
-from calipy.bgp.exabgp.config import SpeakerSession, checked_key, environment
+from calipy.bgp.exabgp.config import SpeakerSession, environment
 from calipy.bgp.exabgp.events import Event, ShownRoute
 from calipy.bgp.exabgp.process import Paths
 from calipy.bgp.exabgp.speaker import MEMORY_LIMIT, Speaker
@@ -26,12 +27,12 @@ from calipy.bgp.exporting import ExportPolicy
 from calipy.bgp.forwarding import Forwarding
 from calipy.bgp.importing import ImportPolicy
 from calipy.bgp.kernel import KernelFib
+from calipy.bgp.keyfiles import KeyFiles
 from calipy.bgp.peering import Peering, Session
 from calipy.bgp.rib import EOR_WAIT, Rib
 from calipy.bgp.sessions import Sessions
 from calipy.bgp.status_directory import StatusDirectory
 from calipy.bgp.view import View
-from calipy.errors import InvalidInputError
 from calipy.net import IPAddress
 
 logger = log.get("bgpd")
@@ -107,6 +108,8 @@ class Router:
         self._hold_until = 0.0
         self._workloads = StatusDirectory(options.status_prefix)
         self._look_at = 0.0
+        self._keys = KeyFiles(options.secrets_dir)
+        self._keys_at = 0.0
         self._log_level = ""
 
     # From the speaker: see ``speaker.Owner``
@@ -154,6 +157,8 @@ class Router:
             deadlines.append(linger)
         if self.view.asks_for_workloads:
             deadlines.append(self._look_at)
+        if self._keys.watched:
+            deadlines.append(self._keys_at)
         if self._waiting():
             deadlines.append(clock.monotonic() + POLL_SECONDS)
         return min(deadlines)
@@ -166,6 +171,7 @@ class Router:
         """
         forwarding = self.forwarding
         self._look_for_workloads(now)
+        self._look_for_keys(now)
         if self._depends_on_host and (forwarding.relink or now >= forwarding.repair_at):
             self.view.peering_changed = True
         own = self.view.cluster_routes(self.options.cluster_routes)
@@ -203,6 +209,12 @@ class Router:
             self._look_at = now + LOOK_SECONDS
             self.view.set_workloads(self._workloads.read())
 
+    def _look_for_keys(self, now: float) -> None:
+        """Whether the keys of sessions are still those that were read."""
+        if self._keys.watched and now >= self._keys_at:
+            self._keys_at = now + keyfiles.LOOK_SECONDS
+            self.view.peering_changed |= self._keys.changed()
+
     def _program(self) -> None:
         if self.forwarding.program():
             self._exports_changed |= self.export_policy.follows_loc_rib
@@ -215,35 +227,32 @@ class Router:
         self.peering = self.view.peering(self.options.router_id, mesh=self.cluster.mesh())
         known, self.problems = self.problems, dict(self.peering.problems)
         self._depends_on_host = False
-        resolved = [self._resolve(session) for session in self.peering.sessions.values()]
-        speaking = [one for one in resolved if one is not None]
+        self._keys.start()
+        resolved = {peer: self._resolve(session) for peer, session in self.peering.sessions.items()}
+        speaking = [one for one in resolved.values() if isinstance(one, SpeakerSession)]
+        missing = {peer: one for peer, one in resolved.items() if isinstance(one, str)}
         for source, reason in self.problems.items():
             if known.get(source) != reason:
                 logger.warning("peering problem", source=source, reason=reason)
-        self.sessions.want({one.session.peer: one.session for one in speaking}, clock.wall())
+        self.sessions.want(self.peering.sessions, clock.wall(), missing)
         bind = self.view.listen_addresses()
         self.reconfigured = clock.wall()
         self.speaker.configure(speaking, environment(bind=bind, port=self.peering.port))
 
-    def _resolve(self, session: Session) -> SpeakerSession | None:
-        """Fill in what only this host knows; None (and a problem) if it cannot be had yet."""
+    def _resolve(self, session: Session) -> SpeakerSession | str:
+        """Fill in what only this host knows; why the session cannot be had yet, which is a problem as well."""
         self._depends_on_host |= session.local is None
         local = self.local_address(session)
         if local is None:
-            self.problems[session.source] = f"no route to {session.peer}, so no source address for its session"
-            return None
+            problem = f"no route to {session.peer}, so no source address for its session"
+            self.problems[session.source] = problem
+            return problem
         if session.password is None:
             return SpeakerSession(session, local)
-        name, key = session.password
-        path = self.options.secrets_dir / Path(name).name / Path(key).name
-        try:
-            return SpeakerSession(session, local, checked_key(path.read_bytes(), str(path)))
-        except OSError as error:
-            self._depends_on_host = True
-            self.problems[session.source] = f"password: cannot read {path}: {error.strerror}"
-        except InvalidInputError as error:
-            self.problems[session.source] = str(error)
-        return None
+        found = self._keys.get(*session.password)
+        if found.problem:
+            self.problems[session.source] = found.problem
+        return SpeakerSession(session, local, found.key) if found.key else found.problem
 
     def _apply_originated(self) -> None:
         """What this node announces, refuses from others, and leaves out of the kernel."""

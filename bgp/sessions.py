@@ -82,6 +82,7 @@ class SessionState:
         adopted: it was up when we came, so that its End-of-RIB may have gone to an earlier bgpd.
         ours: it was lost because our own speaker ended, so that the peer's forwarding is not in doubt.
         flaps: how often it was lost.
+        missing: why the speaker is not even asked for it, "" if it is.
     """
 
     session: Session
@@ -96,12 +97,15 @@ class SessionState:
     adopted: bool = False
     ours: bool = False
     flaps: int = 0
+    missing: str = ""
 
     @property
     def info(self) -> str:
         """FSM state as the protocol names it, and why it is not further."""
         if self.up:
             return "Established"
+        if self.missing:
+            return f"Idle: {self.missing}"
         state = "Passive" if self.session.passive else "Active"
         return f"{state}: {self.cause}" if self.cause else state
 
@@ -138,8 +142,19 @@ class Sessions:
         """By peer, live; do not change it."""
         return self._states
 
-    def want(self, sessions: Mapping[IPAddress, Session], wall: datetime.datetime) -> None:
-        """Have these sessions; paths of peers no longer wanted go."""
+    def want(
+        self,
+        sessions: Mapping[IPAddress, Session],
+        wall: datetime.datetime,
+        missing: Mapping[IPAddress, str] | None = None,
+    ) -> None:
+        """Have these sessions; paths of peers no longer wanted go.
+
+        Args:
+            sessions: by peer.
+            wall: now.
+            missing: those of them that cannot be had now, and why; their paths go as well.
+        """
         for peer in [peer for peer in self._states if peer not in sessions]:
             self._rib.remove_peer(peer)
             del self._states[peer]
@@ -151,6 +166,11 @@ class Sessions:
                 self._states[peer] = SessionState(session, wall, cause=cause)
             else:
                 state.session = session
+        for peer, state in self._states.items():
+            state.missing = (missing or {}).get(peer, "")
+            if state.missing and state.up:
+                self._leave(state, "", wall)
+                self._rib.remove_peer(peer)
 
     def take_came_up(self) -> set[IPAddress]:
         """Peers whose sessions have come up since the last call: they are owed an End-of-RIB."""

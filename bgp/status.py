@@ -66,7 +66,7 @@ def peers(
 def _peer(state: SessionState, rib: Rib, unusable: str) -> dict[str, Any]:
     session = state.session
     paths, stale, refused = rib.counts(session.peer)
-    cause = f"left out, ExaBGP refuses it: {unusable}" if unusable else state.cause
+    cause = f"left out, ExaBGP refuses it: {unusable}" if unusable else state.missing or state.cause
     return {
         "address": str(session.peer),
         "type": session.type,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import signal
 import time
@@ -85,14 +86,51 @@ def test_md5(bgp_lab: BgpLab) -> None:
     configuration = tor({"n1": n1.address}).replace("local as 64500;", "local 10.77.1.254 as 64500;")
     bird = bgp_lab.bird(bgp_lab.fabric, configuration.replace("multihop 2;", 'multihop 2; password "p\'w;{}";'))
     eventually("the missing file is named", lambda: "secrets/bgp/tor" in str(n1.status().get("problems")))
-    assert n1.peers() == {}
+    assert n1.peers()["10.77.1.254"]["info"].startswith("Idle: password: cannot read ")
+    eventually("not ready for it", lambda: "password: cannot read" in str(n1.status().get("reasons")))
     secrets = n1.directory / "secrets" / "bgp"
     secrets.mkdir(parents=True)
     (secrets / "tor").write_text(key.replace('"', "'") + "\n")
-    bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500, password=secret, keepalive_time="20s")
     eventually("session with a key", lambda: n1.up("10.77.1.254"))
     eventually("bird has the block", lambda: "10.244.1.0/26" in bird.routes())
     assert key not in n1.told() + str(n1.status())
+
+
+def test_a_rotated_key(bgp_lab: BgpLab) -> None:
+    """Another key in both ends' files is taken up; a file that is empty or gone for a while takes nothing down."""
+    bgp_lab.configuration(node_mesh_password=BGPPassword(secret_key_ref=Secret(name="bgp", key="mesh")))
+    bgp_lab.pool("10.244.0.0/16")
+    bgp_lab.block("10.244.2.0/26", "n2")
+    nodes = [bgp_lab.node(f"n{i}", f"10.77.1.{i}/24", start=False) for i in (1, 2)]
+    n1, n2 = nodes
+    files = [node.directory / "secrets" / "bgp" / "mesh" for node in nodes]
+    for node, file in zip(nodes, files, strict=True):
+        file.parent.mkdir(parents=True)
+        file.write_text("")
+        node.start()
+    eventually("an empty file is named", lambda: "0 bytes" in n1.peers().get(n2.address, {}).get("info", ""))
+    for file in files:
+        file.write_text("first")
+    eventually_is("routes", {"10.244.2.0/26": (n2.address,)}, n1.gateways)
+    flaps = n1.peers()[n2.address]["flaps"]
+    files[0].unlink()
+    eventually("the missing file is named", lambda: "stays in force" in str(n1.status().get("problems")))
+    bgp_lab.block("10.244.3.0/26", "n2")
+    eventually("the session goes on", lambda: "10.244.3.0/26" in n1.gateways())
+    assert n1.peers()[n2.address]["flaps"] == flaps
+    for file in files:
+        file.write_text("second")
+    for node in nodes:
+        eventually(
+            "loaded", lambda node=node: b64("second") in Paths(node.directory / "exabgp").configuration.read_text()
+        )
+    eventually("session with the new key", lambda: n1.up(n2.address) and n2.up(n1.address))
+    assert n1.status()["problems"] == {}
+
+
+def b64(text: str) -> str:
+    """As ExaBGP's configuration has keys."""
+    return base64.b64encode(text.encode()).decode()
 
 
 def test_a_flood_of_routes_meets_its_limit(bgp_lab: BgpLab) -> None:
