@@ -1,13 +1,14 @@
 """What is refused on import, and why: the checks that ExaBGP leaves out, and the limits of trust. Pure.
 
 ExaBGP hands over whatever a peer says, our own AS in the path included. Peers that the administrator named (BGPPeer)
-may send any prefix, as in Calico ("trust the ToR"); nodes of the mesh only what nodes have to say: prefixes in pools
-and service ranges.
+may send any prefix, as in Calico ("trust the ToR"); nodes of the mesh only what nodes have to say: blocks and single
+addresses in pools, and service ranges. Calico's nodes would pass on a wider route in a pool that somebody wrote into
+their kernel by hand; taking it would let one node draw the traffic of all blocks that are not known yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
 
@@ -30,6 +31,8 @@ class ImportPolicy:
         cluster_id: ours if this node is a route reflector.
         own_addresses: addresses of this node, which cannot be a next hop.
         own_prefixes: what this node originates.
+        own_blocks: blocks of this node, in which others may have single addresses only.
+        wide_blocks: blocks wider than those of their pool, which had larger ones once.
         pools: the cluster's pools.
         services: service ranges.
         filters: BGPFilters by name.
@@ -40,6 +43,8 @@ class ImportPolicy:
     cluster_id: IPv4Address | None = None
     own_addresses: frozenset[IPAddress] = frozenset()
     own_prefixes: frozenset[Prefix] = frozenset()
+    own_blocks: frozenset[Prefix] = frozenset()
+    wide_blocks: frozenset[Prefix] = frozenset()
     pools: Pools = field(default_factory=Pools)
     services: frozenset[Prefix] = frozenset()
     filters: Mapping[str, BGPFilterSpec] = field(default_factory=dict)
@@ -57,8 +62,9 @@ class ImportPolicy:
             return "prefix is not routable", attributes
         attributes = _of_this_as(peer, attributes)
         impossible = self._loop(peer, session, attributes) or self._next_hop(attributes)
-        if impossible or prefix in self.own_prefixes:
-            return impossible or "own prefix", attributes
+        impossible = impossible or self._ours(session, prefix)
+        if impossible:
+            return impossible, attributes
         verdict = filters.judge(self.filters, session, "import", prefix, attributes, learned=True)
         if verdict.action == "Reject":
             return verdict.rule, attributes
@@ -90,10 +96,38 @@ class ImportPolicy:
             return f"next hop {hop} cannot be a router"
         return ""
 
+    def _ours(self, session: Session, prefix: Prefix) -> str:
+        """What is this node's own, whole or in part; nodes may use single addresses out of our blocks (borrowed)."""
+        if prefix in self.own_prefixes:
+            return "own prefix"
+        of_node = session.type != "local workload" and (session.client or session.node != "")
+        if of_node and prefix.prefixlen < prefix.max_prefixlen and inside(prefix, self.own_blocks):
+            return "part of an own block"
+        return ""
+
     def _untrusted(self, session: Session, prefix: Prefix) -> str:
-        if session.type != "node-to-node mesh" or self.pools.contain(prefix) or inside(prefix, self.services):
+        if session.type != "node-to-node mesh" or inside(prefix, self.services):
             return ""
-        return "neither in an IP pool nor in a service range"
+        if not self.pools.contain(prefix):
+            return "neither in an IP pool nor in a service range"
+        if self.pools.covers_blocks(prefix) and prefix not in self.wide_blocks:
+            return "wider than a block: it covers those of other nodes"
+        return ""
+
+    def judged_differently(self, old: ImportPolicy) -> Iterable[Prefix] | None:
+        """Which prefixes this policy may judge differently from another, None if it may be any.
+
+        Own addresses and blocks come and go all the time, and concern no others. O(addresses of changed blocks).
+        """
+        if replace(self, own_prefixes=old.own_prefixes, own_blocks=old.own_blocks) != old:
+            return None
+        return self._changed(old)
+
+    def _changed(self, old: ImportPolicy) -> Iterator[Prefix]:
+        yield from self.own_prefixes ^ old.own_prefixes
+        for block in self.own_blocks ^ old.own_blocks:
+            for length in range(block.prefixlen, block.max_prefixlen):
+                yield from block.subnets(new_prefix=length)
 
 
 def _of_this_as(peer: Peer, attributes: Attributes) -> Attributes:

@@ -12,7 +12,7 @@ prefix and one netlink exchange.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -274,6 +274,8 @@ class Router:
                 cluster_id=self.view.cluster_id,
                 own_addresses=self.view.own_addresses(),
                 own_prefixes=originated.prefixes() | self.view.own_prefixes(),
+                own_blocks=frozenset(self.view.own_blocks()),
+                wide_blocks=self.view.wide_blocks,
                 pools=self.view.pools(),
                 services=self.view.service_ranges().every,
                 filters=dict(self.view.filters),
@@ -286,14 +288,15 @@ class Router:
             self._wake()
 
     def _set_import_policy(self, policy: ImportPolicy) -> None:
-        """Import by new rules. Own prefixes come and go all the time and concern no others: O(change)."""
+        """Import by new rules: only what they may judge differently is judged again."""
         old, self._policy = self._policy, policy
         if policy == old:
             return
-        if replace(policy, own_prefixes=old.own_prefixes) == old:
-            self.rib.judge_again(policy, policy.own_prefixes ^ old.own_prefixes)
-        else:
+        prefixes = policy.judged_differently(old)
+        if prefixes is None:
             self.rib.set_policy(policy)
+        else:
+            self.rib.judge_again(policy, prefixes)
 
     def _apply_exports(self) -> None:
         """Adj-RIB-Out of every session."""

@@ -49,7 +49,7 @@ class Network:
             sessions = {
                 peer: far for peer, far in self.sessions[name].items() if address in self.sessions[self.addresses[peer]]
             }
-            policy = ImportPolicy(sessions, address, one.cluster_id, frozenset({address}), own, POOLS)
+            policy = ImportPolicy(sessions, address, one.cluster_id, frozenset({address}), own, own, pools=POOLS)
             self.ribs[name] = Rib(policy)
             self.policies[name] = ExportPolicy(Originated(own), sessions, one.cluster_id, lambda _: True)
             for peer, far in sessions.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from typing import Any
 
@@ -16,6 +17,7 @@ from calipy.bgp.decision import Best
 from calipy.bgp.importing import ImportPolicy
 from calipy.bgp.path import NORMAL_LOCAL_PREFERENCE, Attributes, Path, Peer, Segment
 from calipy.bgp.peering import Session
+from calipy.bgp.rib import Rib
 from calipy.bgp.view import View
 from calipy.datastore import codec, keys
 from calipy.datastore.ipam import AllocationAttribute, Block, BlockAffinity
@@ -27,7 +29,7 @@ from calipy.kernel import routes
 from calipy.net import PROTO_BGP, IPAddress, NextHop, Prefix, Route
 
 HERE, PEER, TOR = ip_address("10.0.0.1"), ip_address("10.0.0.2"), ip_address("10.0.0.254")
-MESH = Session(PEER, "node-to-node mesh", 64512, 64512, IPv4Address(1), HERE)
+MESH = Session(PEER, "node-to-node mesh", 64512, 64512, IPv4Address(1), HERE, node="n2")
 FABRIC = Session(TOR, "global", 64500, 64512, IPv4Address(1), HERE)
 
 
@@ -184,6 +186,8 @@ POLICY = ImportPolicy(
     cluster_id=IPv4Address("244.0.0.1"),
     own_addresses=frozenset({HERE}),
     own_prefixes=frozenset({net("10.244.1.0/26"), net("10.244.9.9/32")}),
+    own_blocks=frozenset({net("10.244.1.0/26")}),
+    wide_blocks=frozenset({net("10.244.64.0/24")}),
     pools=view().pools(),
     services=frozenset({net("10.96.0.0/12")}),
 )
@@ -208,6 +212,13 @@ VIA_TOR = (Segment("sequence", (64500,)),)
         (OUTER, "192.0.2.0/24", Attributes(TOR, as_path=(Segment("sequence", (7,)),)), "does not begin"),
         (INNER, "10.244.1.0/26", Attributes(PEER), "own prefix"),
         (INNER, "10.244.9.9/32", Attributes(PEER), "own prefix"),
+        (INNER, "10.244.1.32/27", Attributes(PEER), "part of an own block"),
+        (INNER, "10.244.2.32/27", Attributes(PEER), ""),
+        (INNER, "10.244.0.0/16", Attributes(PEER), "wider than a block"),
+        (INNER, "10.244.2.0/25", Attributes(PEER), "wider than a block"),
+        (INNER, "10.244.64.0/24", Attributes(PEER), ""),
+        (OUTER, "10.244.0.0/16", Attributes(TOR, as_path=VIA_TOR), ""),
+        (OUTER, "10.244.1.32/27", Attributes(TOR, as_path=VIA_TOR), ""),
         (INNER, "10.244.2.0/26", Attributes(HERE), "next hop is this node"),
         (INNER, "10.244.2.0/26", Attributes(ip_address("0.0.0.0")), "cannot be a router"),
         (INNER, "10.244.2.0/26", Attributes(ip_address("224.0.0.5")), "cannot be a router"),
@@ -224,6 +235,43 @@ def test_import(peer: Peer, prefix: str, attributes: Attributes, why: str) -> No
     said, _ = POLICY(peer, net(prefix), attributes)
     assert said.startswith(why) if not why else why in said
     assert bool(said) == bool(why)
+
+
+def test_own_blocks_that_come_and_go_judge_what_is_in_them_again() -> None:
+    """Of the paths known before a block became ours those inside it are refused then, and no others looked at."""
+    asked: list[Prefix] = []
+
+    def counting(peer: Peer, prefix: Prefix, attributes: Attributes) -> tuple[str, Attributes]:
+        asked.append(prefix)
+        return later(peer, prefix, attributes)
+
+    before = replace(POLICY, own_prefixes=frozenset(), own_blocks=frozenset())
+    later = replace(before, own_prefixes=POLICY.own_prefixes, own_blocks=POLICY.own_blocks)
+    rib = Rib(before)
+    rib.peer_up(INNER, 0)
+    for text in ("10.244.1.0/26", "10.244.1.32/27", "10.244.1.5/32", "10.244.2.0/26"):
+        rib.announce(PEER, net(text), Attributes(PEER))
+    prefixes = later.judged_differently(before)
+    assert prefixes is not None
+    rib.judge_again(counting, prefixes)
+    refused = {str(path.prefix): path.rejected for path in rib.adj_rib_in(PEER) if path.rejected}
+    assert refused == {"10.244.1.0/26": "own prefix", "10.244.1.32/27": "part of an own block"}
+    assert net("10.244.2.0/26") not in asked
+    assert replace(later, router_id=None).judged_differently(before) is None
+
+
+def test_blocks_of_a_pool_that_had_larger_ones() -> None:
+    """They are told by their nodes and taken, in whatever order block and pool become known."""
+    made = view()
+    claim(made, "10.244.64.0/24", owner="n2")
+    claim(made, "10.244.1.0/26")
+    assert made.wide_blocks == {net("10.244.64.0/24")}
+    wider = IPPoolSpec(cidr="10.244.0.0/16", block_size=24)
+    made.on_update(keys.ResourceKey("IPPool", "p0"), codec.new("IPPool", "p0", wider))
+    assert made.wide_blocks == frozenset()
+    made.on_update(keys.ResourceKey("IPPool", "p0"), codec.new("IPPool", "p0", IPPoolSpec(cidr="10.244.0.0/16")))
+    made.on_update(keys.BlockKey("10.244.64.0/24"), None)
+    assert made.wide_blocks == frozenset()
 
 
 # FIB
