@@ -74,6 +74,7 @@ class Answers:
         return {
             "pid": os.getpid(),
             "exabgp_pid": router.speaker.pid,
+            "drained": router.speaker.drain.active,
             "since": clock.rfc3339(router.since),
             "router_id": str(router.peering.router_id or ""),
             "as_number": router.peering.local_as,

@@ -11,7 +11,7 @@ import contextlib
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from calipy import clock, log
 from calipy.api import Server
@@ -63,7 +63,8 @@ class Bgpd:
         """
         self._router.paths.prepare()
         self._kernel.start()
-        server = Server(self.options.run_dir / "bgpd.sock", self._answers.handlers())
+        handlers = {**self._answers.handlers(), "drain": self._drain, "undrain": self._undrain}
+        server = Server(self.options.run_dir / "bgpd.sock", handlers)
         with Monitor() as monitor:
             async with server, asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._follow_datastore())
@@ -72,6 +73,16 @@ class Bgpd:
                 tasks.create_task(self._work_for_ever())
                 tasks.create_task(self._look_for_the_dead())
                 tasks.create_task(self._reporter.run(self._ready))
+
+    async def _drain(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Take the node out of service; answers when ExaBGP has ended."""
+        speaker = self._router.speaker
+        farewell = await speaker.drain.begin(self._router.sessions.states().keys)
+        return farewell.as_json()
+
+    async def _undrain(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Speak again; answers at once."""
+        return {"drained_before": self._router.speaker.drain.end()}
 
     async def _follow_datastore(self) -> None:
         async for batch in self._syncer.run():

@@ -146,6 +146,12 @@ class Rib:
                 self._drop(table, table.stale)
                 table.stale_until = None
 
+    def prolong(self, until: float) -> None:
+        """Nobody can tell anything now: stale paths stay until then at least. O(peers)."""
+        for table in self._tables.values():
+            if table.stale_until is not None:
+                table.stale_until = max(table.stale_until, until)
+
     def next_deadline(self) -> float | None:
         """When ``expire`` will next have something to do."""
         return min(

@@ -134,7 +134,8 @@ class Router:
 
     def on_speaker_lost(self) -> None:
         """ExaBGP has ended."""
-        self.sessions.speaker_lost(clock.monotonic(), clock.wall())
+        cause = {"cause": "this node is drained"} if self.speaker.drain.active else {}
+        self.sessions.speaker_lost(clock.monotonic(), clock.wall(), **cause)
         self._wake()
 
     # The pass
@@ -185,6 +186,10 @@ class Router:
             self.view.routes_changed = False
             self._apply_originated()
         self.cluster.feed()
+        if self.speaker.drain.active:
+            # Pods that are still here go on reaching others as they did.
+            self._hold_until = now + EOR_WAIT
+            self.rib.prolong(self._hold_until)
         self.rib.expire(now)
         self._program()
         self._owed |= self.sessions.take_came_up()

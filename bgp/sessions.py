@@ -222,11 +222,13 @@ class Sessions:
             case _:
                 pass
 
-    def speaker_lost(self, now: float, wall: datetime.datetime) -> None:
+    def speaker_lost(
+        self, now: float, wall: datetime.datetime, cause: str = "our BGP speaker is restarting"
+    ) -> None:
         """Our own ExaBGP ended: sessions are gone, peers and their forwarding are not."""
         for state in self._states.values():
             if state.up:
-                self._leave(state, "our BGP speaker is restarting", wall)
+                self._leave(state, cause, wall)
                 state.ours = True
                 self._rib.peer_down(state.session.peer, now, retain=float(state.session.restart_time))
         self._lose_events()

@@ -48,6 +48,11 @@ class Paths:
         return self.directory / "exabgp.reloading"
 
     @property
+    def drained(self) -> Path:
+        """Exists while ExaBGP is not to run: the node is out of service."""
+        return self.directory / "drained"
+
+    @property
     def pid(self) -> Path:
         """Who runs, since when, and with which settings."""
         return self.directory / "exabgp.pid"
@@ -131,6 +136,14 @@ class SpeakerProcess:
         write_private(paths.pid, json.dumps(record))
         logger.info("exabgp started", pid=child.pid)
         return speaker
+
+    @classmethod
+    def runs(cls, paths: Paths) -> bool:
+        """Whether there is one that ``adopt`` would find."""
+        if (found := cls.adopt(paths)) is None:
+            return False
+        found.close()
+        return True
 
     def resident(self) -> int:
         """Bytes of memory that it occupies, 0 once it is gone."""

@@ -11,6 +11,7 @@ has just started, and one that was too slow for the relay, are the same case.
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -19,6 +20,8 @@ from calipy.bgp.adj_rib_out import AdjRibOut
 from calipy.bgp.exabgp import checking, commands, config
 from calipy.bgp.exabgp.channel import Channel, ChannelClosedError, ChannelServer, SpeakerUnusableError
 from calipy.bgp.exabgp.config import SpeakerSession
+from calipy.bgp.exabgp.drain import PROBLEM as DRAINED
+from calipy.bgp.exabgp.drain import Drain, Farewell
 from calipy.bgp.exabgp.events import Event, Neighbour, NeighbourTable, ShownRoute
 from calipy.bgp.exabgp.process import Paths, SpeakerProcess, install
 from calipy.bgp.path import Attributes
@@ -67,8 +70,16 @@ class Owner(Protocol):
         """ExaBGP has ended, and with it all sessions."""
 
 
+class _DrainedError(SpeakerUnusableError):
+    """Peers have been told that all routes are gone, and ExaBGP is to end."""
+
+
 class Speaker:
-    """ExaBGP, as one object with desired states."""
+    """ExaBGP, as one object with desired states.
+
+    Attributes:
+        drain: whether it is to run at all.
+    """
 
     def __init__(self, paths: Paths, owner: Owner, *, memory_limit: int = MEMORY_LIMIT) -> None:
         self._memory_limit = memory_limit
@@ -81,11 +92,12 @@ class Speaker:
         self._exports: Mapping[IPAddress, Mapping[Prefix, Attributes]] = {}
         self._loaded: Mapping[IPAddress, str] | None = None
         self._end_of_rib: set[IPAddress] = set()
-        self._configured = asyncio.Event()
+        self._wanted = False
         self._wake = asyncio.Event()
+        self.drain = Drain(paths.drained, self._wake.set)
         self._changed_at = self._first_changed_at = 0.0
         self._process: SpeakerProcess | None = None
-        self._reloading = self._unknown = False
+        self._reloading = self._unknown = self._leaving = False
         self._read_at = 0.0
         self._refused: dict[SpeakerSession, str] = {}
         self._refused_text = ""
@@ -100,7 +112,7 @@ class Speaker:
     def configure(self, sessions: Iterable[SpeakerSession], environment: Mapping[str, str]) -> None:
         """Want these sessions, and ExaBGP run with these settings. Returns at once."""
         wanted = {one.session.peer: one for one in sessions}
-        if self._configured.is_set() and wanted == self._sessions and environment == self._environment:
+        if self._wanted and wanted == self._sessions and environment == self._environment:
             return
         now = clock.monotonic()
         if not self._reload_due():
@@ -109,8 +121,13 @@ class Speaker:
         # Taken away and wanted again before a reload: ExaBGP has kept the session and will not tell of it by itself.
         self._unknown |= any(peer not in self._sessions for peer in wanted.keys() & (self._loaded or {}).keys())
         self._sessions, self._environment = wanted, dict(environment)
-        self._configured.set()
+        self._wanted = True
         self._wake.set()
+
+    def _on_events(self, events: Sequence[Event]) -> None:
+        """Pass them on; but what ExaBGP says of its sessions while it ends says nothing about the peers."""
+        if not self._leaving:
+            self._owner.on_events(events)
 
     def export(self, exports: Mapping[IPAddress, Mapping[Prefix, Attributes]]) -> None:
         """Want peers to be told exactly this. Returns at once."""
@@ -142,15 +159,18 @@ class Speaker:
     async def run(self) -> None:
         """Keep ExaBGP running until cancelled; then leave it running."""
         self._paths.prepare()
-        server = ChannelServer(self._paths.socket, self._owner.on_events)
+        server = ChannelServer(self._paths.socket, self._on_events)
         await server.start()
         failures = 0
         try:
-            await self._configured.wait()
             while True:
+                await self._permitted()
                 started = clock.monotonic()
                 try:
                     await self._run_once(server)
+                except _DrainedError:
+                    logger.info("drained, exabgp has ended")
+                    continue
                 except Exception as error:
                     self.problem = str(error)
                     expected = isinstance(error, ChannelClosedError | OSError)
@@ -166,15 +186,26 @@ class Speaker:
 
     # One life of ExaBGP
 
+    async def _permitted(self) -> None:
+        """Until ExaBGP is to run: when sessions are known, and as long as it is not drained, but for its farewell."""
+        while True:
+            self._wake.clear()
+            if self.drain.active and not SpeakerProcess.runs(self._paths):
+                self.problem = DRAINED
+                self.drain.rest()
+            elif self.drain.active or self._wanted:
+                return
+            await self._wake.wait()
+
     async def _run_once(self, server: ChannelServer) -> None:
         """Until ExaBGP has ended, by itself or by us."""
         process = SpeakerProcess.adopt(self._paths)
-        if process is not None and process.environment != self._environment:
+        if process is not None and process.environment != self._environment and not self.drain.active:
             logger.info("exabgp's settings have changed, restarting it", pid=process.pid)
             await process.kill()
             process.close()
             process = None
-        self._loaded = None
+        self._loaded, self._leaving = None, False
         if process is None:
             # Sessions may change while the file is checked: what is loaded is what was written.
             problem, loaded = await self._install()
@@ -192,8 +223,8 @@ class Speaker:
             await self._while_alive(server, ended)
         except asyncio.CancelledError:
             raise  # bgpd ends, ExaBGP lives on
-        except BaseException:
-            await process.kill()
+        except BaseException as error:
+            await process.kill(signal.SIGTERM if isinstance(error, _DrainedError) else signal.SIGKILL)
             process.close()
             self._process = None
             self._out.reset()
@@ -235,6 +266,8 @@ class Speaker:
         try:
             while True:
                 self._wake.clear()
+                if self.drain.active:
+                    await self._take_leave(channel)
                 if self._process is not None and self._process.environment != self._environment:
                     raise SpeakerUnusableError("its settings have changed")
                 if self._reload_due() and self._reload_delay() <= 0:
@@ -373,6 +406,20 @@ class Speaker:
         logger.info("exabgp reloaded", neighbours=len(wanted))
         self._loaded = wanted
         self._paths.reloading.unlink()
+
+    async def _take_leave(self, channel: Channel) -> None:
+        """Withdraw everything from everybody, let it leave, and let go of ExaBGP.
+
+        End-of-RIB makes peers forget what they still hold as stale from an earlier life.
+        """
+        await self._send(channel, {peer: {} for peer in self._loaded or {}})
+        neighbours = await self._neighbours(channel)
+        told = frozenset(one.peer for one in neighbours if one.up)
+        await channel.send([commands.end_of_rib(peer, 4 if peer.version == 4 else 6) for peer in told])
+        await asyncio.sleep(WITHDRAW_SECONDS)
+        self._leaving = True
+        self.drain.farewell = Farewell(told, frozenset(one.peer for one in neighbours) - told)
+        raise _DrainedError
 
     async def _confirmed(self, channel: Channel, wanted: Mapping[IPAddress, str]) -> bool:
         deadline = clock.monotonic() + RELOAD_SECONDS

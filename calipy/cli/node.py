@@ -117,6 +117,54 @@ def health(output: str) -> None:
 
 
 @command.command()
+@click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True)
+def drain(output: str) -> None:
+    """Take this node's routes away from all BGP peers, and end its BGP until `calipy node undrain`.
+
+    Peers keep the routes of a node that just stops, for as long as it may restart (120 s). A drained one withdraws them
+    first; exit status 1 if a session was down, so that its peer may keep them all the same. Pods that are still here
+    reach others as before, by routes that no longer change. Lasts over restarts of bgpd, until the host boots.
+
+    \b
+    Example:
+      calipy node drain && poweroff
+    """
+    from calipy import api_client  # noqa: PLC0415 - start-up time
+    from calipy.cli import render  # noqa: PLC0415
+
+    farewell = api_client.call(api_client.bgpd_socket(), "drain")
+    if output != "text":
+        print(render.structured(farewell, output))
+    else:
+        print(f"Drained: routes are withdrawn from {len(farewell['told'])} peers, BGP has ended")
+    if farewell["missed"]:
+        missed = ", ".join(farewell["missed"])
+        raise CalipyError(
+            f"the sessions with these peers were down, they may keep this node's routes: {missed}",
+            remedy="their restart time (120 s by default) ends that",
+        )
+
+
+@command.command()
+@click.option("-o", "--output", type=click.Choice(["text", "json", "yaml"]), default="text", show_default=True)
+def undrain(output: str) -> None:
+    """Start BGP again on a drained node, and announce its routes.
+
+    \b
+    Example:
+      calipy node undrain
+    """
+    from calipy import api_client  # noqa: PLC0415 - start-up time
+    from calipy.cli import render  # noqa: PLC0415
+
+    answer = api_client.call(api_client.bgpd_socket(), "undrain")
+    if output != "text":
+        print(render.structured(answer, output))
+    else:
+        print("BGP starts again" if answer["drained_before"] else "This node was not drained")
+
+
+@command.command()
 @config_option
 def startup(config_file: str | None) -> None:
     """Write this node and the default objects into the datastore once, as `node run` does at start.
