@@ -44,7 +44,7 @@ class _Table:
     stale: set[PathKey] = field(default_factory=set)
     stale_until: float | None = None
     refreshing: bool = False
-    refused_by_limit: int = 0
+    over_limit: set[PathKey] = field(default_factory=set)
     end_of_rib: set[Family] = field(default_factory=set)
 
 
@@ -89,7 +89,8 @@ class Rib:
         if table.peer != peer:
             # Another router ID or AS is another router: what the old one said is not refreshed by this session.
             self._drop(table, table.keys)
-        table.peer, table.up, table.limit, table.refused_by_limit = peer, True, limit, 0
+        table.peer, table.up, table.limit = peer, True, limit
+        table.over_limit.clear()
         table.end_of_rib.clear()
         table.refreshing = False
         kept = set(preserved)
@@ -104,6 +105,7 @@ class Rib:
         if not table.up and retain:
             return  # a failed attempt to come back changes nothing; the timer runs on
         table.up = False
+        table.over_limit.clear()
         table.end_of_rib.clear()
         if retain <= 0:
             self._drop(table, table.keys)
@@ -121,6 +123,7 @@ class Rib:
         if (table := self._tables.get(address)) is not None:
             self._mark_stale(table)
             table.refreshing = True
+            table.over_limit.clear()
             table.stale_until = now + wait if table.stale else None
 
     def end_of_rib(self, address: IPAddress, family: Family) -> None:
@@ -170,9 +173,12 @@ class Rib:
         if table is None:
             return False
         key = (prefix, path_id)
-        if key not in table.keys and len(table.keys) >= table.limit:
-            table.refused_by_limit += 1
+        # What is stale after a restart may never be told again; what is only being read again will be.
+        counted = len(table.keys) - (0 if table.refreshing else len(table.stale))
+        if (key not in table.keys or (key in table.stale and not table.refreshing)) and counted >= table.limit:
+            table.over_limit.add(key)
             return False
+        table.over_limit.discard(key)
         table.keys.add(key)
         table.stale.discard(key)
         self._put(self._judged(Path(prefix, table.peer, intern(attributes), path_id)))
@@ -181,6 +187,7 @@ class Rib:
     def withdraw(self, address: IPAddress, prefix: Prefix, path_id: str = "") -> None:
         """The peer takes a path back; one it never told of is no error. O(1)."""
         if (table := self._tables.get(address)) is not None:
+            table.over_limit.discard((prefix, path_id))
             self._drop(table, {(prefix, path_id)} & table.keys)
 
     def set_policy(self, import_policy: ImportPolicy) -> None:
@@ -267,7 +274,19 @@ class Rib:
     def counts(self, address: IPAddress) -> tuple[int, int, int]:
         """Paths, stale paths, and paths refused by the limit, of one peer."""
         table = self._tables.get(address)
-        return (len(table.keys), len(table.stale), table.refused_by_limit) if table else (0, 0, 0)
+        return (len(table.keys), len(table.stale), len(table.over_limit)) if table else (0, 0, 0)
+
+    def with_room(self) -> set[IPAddress]:
+        """Established peers of which paths were refused at their limit, and could be taken by now. O(peers)."""
+        return {
+            address
+            for address, table in self._tables.items()
+            if table.up and table.over_limit and not table.refreshing and len(table.keys) < table.limit
+        }
+
+    def flooding(self) -> set[IPAddress]:
+        """Peers that tell more than twice what they may. O(peers)."""
+        return {address for address, table in self._tables.items() if len(table.over_limit) > table.limit}
 
     def has_end_of_rib(self, address: IPAddress, family: Family) -> bool:
         """Whether the peer's present session has sent End-of-RIB of a family."""

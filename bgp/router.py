@@ -29,7 +29,7 @@ from calipy.bgp.importing import ImportPolicy
 from calipy.bgp.kernel import KernelFib
 from calipy.bgp.keyfiles import KeyFiles
 from calipy.bgp.peering import Peering, Session
-from calipy.bgp.rib import EOR_WAIT, Rib
+from calipy.bgp.rib import EOR_WAIT, MAX_PREFIXES, Rib
 from calipy.bgp.sessions import Sessions
 from calipy.bgp.status_directory import StatusDirectory
 from calipy.bgp.view import View
@@ -43,6 +43,10 @@ DEFER_LONGEST: Final = 60.0
 ``DEFER_SECONDS``, or after ``DEFER_LONGEST``: telling each prefix once is several times faster than as they come."""
 POLL_SECONDS: Final = 0.5
 """While something is waited for that no event tells of."""
+REFETCH_SECONDS: Final = 30.0
+"""Between two readings of everything for the sake of peers that are below their limit again."""
+HOLD_OFF_SECONDS: Final = 60.0
+"""For which a peer that told more than twice its limit gets no session: ExaBGP keeps all that it is told."""
 LOOK_SECONDS: Final = 1.0
 """Between two looks at the endpoints' status files, while a BGPPeer selects workloads."""
 
@@ -110,6 +114,8 @@ class Router:
         self._look_at = 0.0
         self._keys = KeyFiles(options.secrets_dir)
         self._keys_at = 0.0
+        self._refetch_at = 0.0
+        self._held_off: dict[IPAddress, float] = {}
         self._log_level = ""
 
     # From the speaker: see ``speaker.Owner``
@@ -160,6 +166,9 @@ class Router:
             deadlines.append(self._look_at)
         if self._keys.watched:
             deadlines.append(self._keys_at)
+        deadlines += self._held_off.values()
+        if self.rib.with_room():
+            deadlines.append(self._refetch_at)
         if self._waiting():
             deadlines.append(clock.monotonic() + POLL_SECONDS)
         return min(deadlines)
@@ -173,6 +182,7 @@ class Router:
         forwarding = self.forwarding
         self._look_for_workloads(now)
         self._look_for_keys(now)
+        self._mind_limits(now)
         if self._depends_on_host and (forwarding.relink or now >= forwarding.repair_at):
             self.view.peering_changed = True
         own = self.view.cluster_routes(self.options.cluster_routes)
@@ -220,6 +230,21 @@ class Router:
             self._keys_at = now + keyfiles.LOOK_SECONDS
             self.view.peering_changed |= self._keys.changed()
 
+    def _mind_limits(self, now: float) -> None:
+        """Peers far above their limit are held off; of those below it again everything is fetched. O(peers)."""
+        over = [peer for peer, until in self._held_off.items() if now >= until]
+        for peer in over:
+            del self._held_off[peer]
+        flooding = self.rib.flooding()
+        for peer in flooding:
+            logger.warning("peer held off, it told more than twice its limit", peer=str(peer))
+            self._held_off[peer] = now + HOLD_OFF_SECONDS
+        self.view.peering_changed |= bool(over or flooding)
+        if now >= self._refetch_at and (peers := self.rib.with_room()):
+            self._refetch_at = now + REFETCH_SECONDS
+            self.sessions.read_again(peers)
+            self.speaker.read_back()
+
     def _program(self) -> None:
         if self.forwarding.program():
             self._exports_changed |= self.export_policy.follows_loc_rib
@@ -247,6 +272,8 @@ class Router:
     def _resolve(self, session: Session) -> SpeakerSession | str:
         """Fill in what only this host knows; why the session cannot be had yet, which is a problem as well."""
         self._depends_on_host |= session.local is None
+        if session.peer in self._held_off:
+            return f"held off for {HOLD_OFF_SECONDS:.0f} s: told more than twice the {MAX_PREFIXES} prefixes it may"
         local = self.local_address(session)
         if local is None:
             problem = f"no route to {session.peer}, so no source address for its session"

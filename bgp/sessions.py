@@ -168,8 +168,9 @@ class Sessions:
                 state.session = session
         for peer, state in self._states.items():
             state.missing = (missing or {}).get(peer, "")
-            if state.missing and state.up:
-                self._leave(state, "", wall)
+            if state.missing:
+                if state.up:
+                    self._leave(state, "", wall)
                 self._rib.remove_peer(peer)
 
     def take_came_up(self) -> set[IPAddress]:
@@ -222,9 +223,7 @@ class Sessions:
             case _:
                 pass
 
-    def speaker_lost(
-        self, now: float, wall: datetime.datetime, cause: str = "our BGP speaker is restarting"
-    ) -> None:
+    def speaker_lost(self, now: float, wall: datetime.datetime, cause: str = "our BGP speaker is restarting") -> None:
         """Our own ExaBGP ended: sessions are gone, peers and their forwarding are not."""
         for state in self._states.values():
             if state.up:
@@ -257,6 +256,12 @@ class Sessions:
             # A session that has just come up is still telling; its own End-of-RIB, or time, ends it.
             if peer in resync.ended or peer not in resync.telling:
                 self._rib.end_of_rib(peer, state.session.family)
+
+    def read_again(self, peers: Iterable[IPAddress]) -> None:
+        """Of these sessions not all that was told has been kept: the next reading back is to make up for it."""
+        for peer in peers:
+            if (state := self._states.get(peer)) is not None:
+                state.complete = False
 
     def _lose_events(self) -> None:
         """A gap in the stream: what is known of each session may be out of date."""

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,16 +135,29 @@ def b64(text: str) -> str:
 
 
 def test_a_flood_of_routes_meets_its_limit(bgp_lab: BgpLab) -> None:
-    """A peer that sends more than its limit is cut off there; other sessions and routes stay."""
+    """A peer above its limit is cut off there, and has all of its routes when it is below; far above it is held off."""
     bgp_lab.peer("tor", peer_ip="10.77.1.254", as_number=64500)
     n1, n2 = pair(bgp_lab)
-    flood = "\n".join(f"route {20 + (i >> 16)}.{i >> 8 & 255}.{i & 255}.0/24 blackhole;" for i in range(100_000))
-    configuration = tor({"n1": n1.address}, export="where source = RTS_STATIC", static=flood)
-    bgp_lab.bird(bgp_lab.fabric, configuration.replace("local as 64500;", "local 10.77.1.254 as 64500;"))
-    eventually("the limit is met", lambda: n1.peers().get("10.77.1.254", {}).get("refused_by_limit", 0) > 0, timeout=60)
-    eventually("no more than the limit", lambda: n1.peers()["10.77.1.254"]["paths"] == 50_000, timeout=30)
-    assert n1.up(n2.address, "10.77.1.254")
-    assert n1.peers()[n2.address]["flaps"] == 0
+
+    def flood(first: int, last: int) -> str:
+        static = "\n".join(
+            f"route {20 + (i >> 16)}.{i >> 8 & 255}.{i & 255}.0/24 blackhole;" for i in range(first, last)
+        )
+        there = tor({"n1": n1.address}, export="where source = RTS_STATIC", static=static)
+        return there.replace("local as 64500;", "local 10.77.1.254 as 64500;")
+
+    def of_tor() -> dict[str, Any]:
+        return n1.peers().get("10.77.1.254", {})
+
+    bird = bgp_lab.bird(bgp_lab.fabric, flood(0, 60_000))
+    eventually("the limit is met", lambda: of_tor().get("refused_by_limit", 0) > 0, timeout=60)
+    eventually("no more than the limit", lambda: of_tor()["paths"] == 50_000, timeout=30)
+    bird.configure(flood(30_000, 60_000))
+    eventually_is("all of them", 30_001, lambda: of_tor()["paths"], timeout=90)
+    assert of_tor()["refused_by_limit"] == 0
+    bird.configure(flood(0, 101_000))
+    eventually("held off", lambda: of_tor()["info"].startswith("Idle: held off"), timeout=60)
+    assert (n1.up(n2.address), n1.peers()[n2.address]["flaps"]) == (True, 0)
     assert "10.244.2.0/26" in n1.gateways()
 
 

@@ -264,6 +264,53 @@ def test_a_peer_at_its_limit_is_not_taken_further() -> None:
     assert rib.announce(address, PREFIXES[2], BASE)
 
 
+def test_room_that_comes_back_is_noticed() -> None:
+    """What was refused at the limit is remembered until taken back or told again; a refresh starts anew."""
+    rib = Rib(accept)
+    rib.peer_up(PEERS[0], 0.0, limit=2)
+    address = PEERS[0].address
+    for prefix in PREFIXES[:3]:
+        rib.announce(address, prefix, BASE)
+    assert rib.with_room() == set()
+    rib.withdraw(address, PREFIXES[0])
+    assert rib.with_room() == {address}
+    rib.withdraw(address, PREFIXES[2])
+    assert (rib.with_room(), rib.counts(address)) == (set(), (1, 0, 0))
+    rib.announce(address, PREFIXES[0], BASE)
+    rib.announce(address, PREFIXES[2], BASE)
+    rib.begin_refresh(address, 1.0)
+    assert not rib.announce(address, PREFIXES[2], BASE), "what is known already goes first"
+    assert rib.announce(address, PREFIXES[0], BASE)
+    rib.end_of_rib(address, 4)
+    assert rib.with_room() == {address}, "the other one has gone"
+
+
+def test_stale_paths_do_not_count() -> None:
+    """A peer that restarts with other prefixes has its whole limit for them."""
+    rib = Rib(accept)
+    rib.peer_up(PEERS[0], 0.0, limit=1)
+    address = PEERS[0].address
+    rib.announce(address, PREFIXES[0], BASE)
+    rib.peer_down(address, 1.0, retain=100.0)
+    rib.peer_up(PEERS[0], 2.0, limit=1)
+    assert rib.announce(address, PREFIXES[1], BASE)
+    assert not rib.announce(address, PREFIXES[2], BASE)
+    rib.end_of_rib(address, 4)
+    assert rib.counts(address) == (1, 0, 1)
+
+
+def test_a_flood_is_more_than_twice_the_limit() -> None:
+    """Different prefixes count, not how often one of them is told."""
+    rib = Rib(accept)
+    rib.peer_up(PEERS[0], 0.0, limit=1)
+    address = PEERS[0].address
+    for prefix in (*PREFIXES[:2], PREFIXES[1], PREFIXES[1]):
+        rib.announce(address, prefix, BASE)
+    assert rib.flooding() == set()
+    rib.announce(address, PREFIXES[2], BASE)
+    assert rib.flooding() == {address}
+
+
 def test_refused_paths_stay_known_and_return_when_the_policy_changes() -> None:
     """A refused path is kept with its reason, takes no part, and is judged again by another policy."""
     rib = Rib(lambda _peer, prefix, given_: ("no" if prefix == PREFIXES[0] else "", given_))
