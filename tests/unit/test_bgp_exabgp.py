@@ -123,3 +123,27 @@ def test_exabgp_accepts_everything_we_render(tmp_path: Path) -> None:
         [sys.executable, "-I", "-m", "exabgp", "validate", str(file)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_settings_keep_clear_of_the_traps() -> None:
+    """What ExaBGP would do otherwise costs the node its sessions: each setting that bgpd counts on is written out."""
+    made = config.environment(bind=[ip_address("0.0.0.0"), ip_address("::")], port=1790)
+    assert {name: made[f"exabgp.{name}"] for name in ("daemon.user", "daemon.drop")} == {
+        "daemon.user": "root",  # "nobody" cannot read the configuration at a reload
+        "daemon.drop": "false",
+    }
+    api = {name.removeprefix("exabgp.api."): value for name, value in made.items() if name.startswith("exabgp.api.")}
+    assert api == {"ack": "true", "chunk": "1000", "show-routes-format": "v2", "cli": "false"}
+    assert made["exabgp.log.level"] == "WARNING"
+    assert (made["exabgp.tcp.bind"], made["exabgp.tcp.port"]) == ("0.0.0.0 ::", "1790")
+
+
+def test_exabgp_knows_each_of_our_settings() -> None:
+    """A name that ExaBGP does not know would be passed over in silence, so each is looked up where it keeps them."""
+    code = "import os; from exabgp.environment import getenv; e = getenv(); print(*(repr(%s) for _ in '1'))"
+    wanted = "(e.daemon.user, e.daemon.drop, e.api.ack, e.api.chunk, e.api.show_routes_format, e.api.cli, e.log.level)"
+    made = config.environment(bind=[HERE], port=179)
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code % wanted], env=made, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "('root', False, True, 1000, 'v2', False, 'WARNING')"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -18,6 +19,10 @@ from typing import Any
 import pytest
 
 from calipy.bgp import relay as module
+from calipy.bgp.exabgp import commands
+from calipy.bgp.exabgp.channel import ChannelServer
+from calipy.bgp.exabgp.events import Event, Malformed, UpdateEvent, parse
+from tests.unit.test_bgp_events import UPDATE, event
 
 
 class Relay:
@@ -156,3 +161,38 @@ def test_it_is_small(relay: Relay) -> None:
         before = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
         time.sleep(0.5)
         assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] == before
+
+
+def test_one_very_long_line_arrives_whole(relay: Relay) -> None:
+    """An UPDATE of more than 300 KB, written in pieces, is one event behind relay and channel, as are others."""
+    nlri = [{"nlri": f"10.{i >> 8}.{i & 255}.0/24"} for i in range(15_000)]
+    update = {"attribute": {"origin": "igp"}, "announce": {"ipv4 unicast": {"10.77.0.3": nlri}}}
+    long = event("update", f'"direction": "receive", "message": {json.dumps({"update": update})}') + b"\n"
+    assert len(long) > 300_000
+    heard: list[Event] = []
+
+    async def talk() -> None:
+        complete = asyncio.Event()
+
+        def on_events(events: list[Event]) -> None:
+            heard.extend(events)
+            if len([one for one in heard if isinstance(one, UpdateEvent)]) == 3:
+                complete.set()
+
+        server = ChannelServer(relay.path, on_events)
+        await server.start()
+        channel = await server.accept()
+        asking = asyncio.create_task(channel.ask(commands.VERSION))
+        assert await asyncio.to_thread(relay.exabgp_reads) == b"version\n"
+        for part in (UPDATE + b"\n", long[:7], long[7:150_000], long[150_000:], UPDATE + b"\n", b"done\n"):
+            await asyncio.to_thread(relay.exabgp_writes, part)
+        async with asyncio.timeout(30):
+            await complete.wait()
+            await asking
+        await server.close()
+
+    asyncio.run(talk())
+    first, big, last = [one for one in heard if isinstance(one, UpdateEvent)]
+    assert first == last == parse(UPDATE)
+    assert [str(one.prefix) for one in big.announced] == [one["nlri"] for one in nlri]
+    assert not [one for one in heard if isinstance(one, Malformed)]
