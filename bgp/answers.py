@@ -87,7 +87,12 @@ class Answers:
                 "stale": len(kernel.stale),
                 "failures": [{"dst": str(dst), "reason": failure.reason} for dst, failure in kernel.failures.items()],
             },
-            "problems": {**router.problems, **router.view.problems, **router.view.unreadable},
+            "problems": {
+                **router.problems,
+                **router.view.problems,
+                **router.view.unreadable,
+                **router.view.cluster.contested(),
+            },
             "ready": not why,
             "reasons": why,
         }

@@ -73,6 +73,7 @@ class ClusterTable:
     _node_of: dict[Prefix, str] = field(default_factory=dict)
     _of_node: defaultdict[str, set[Prefix]] = field(default_factory=lambda: defaultdict(set))
     _of_block: dict[Prefix, frozenset[Prefix]] = field(default_factory=dict)
+    _contested: set[Prefix] = field(default_factory=set)
     _dirty_blocks: set[Prefix] = field(default_factory=set)
     _dirty_nodes: set[str] = field(default_factory=set)
 
@@ -102,7 +103,24 @@ class ClusterTable:
             self._confirmed[cidr] = hosts
         else:
             del self._confirmed[cidr]
+        if len(hosts) > 1:
+            self._contested.add(cidr)
+        else:
+            self._contested.discard(cidr)
         self._dirty_blocks.add(cidr)
+
+    def contested(self) -> dict[str, str]:
+        """Blocks that several nodes claim for good, and may all announce: a fault in IPAM. O(such blocks)."""
+        found: dict[str, str] = {}
+        for cidr in sorted(self._contested, key=lambda one: (one.version, int(one.network_address))):
+            use = self._blocks.get(cidr)
+            whose = f"it is {use.owner}'s by the block itself" if use and use.owner else "no block says whose it is"
+            nodes = ", ".join(sorted(self._confirmed[cidr]))
+            found[f"block {cidr}"] = (
+                f"nodes {nodes} have a confirmed affinity each and may all announce it; {whose}; "
+                "the kernel's route leads to one of them (calipy ipam check)"
+            )
+        return found
 
     def on_node(self, name: str, node: NodeInfo | None) -> None:
         """A node was written or removed (None)."""

@@ -280,3 +280,22 @@ def test_the_variable_is_checked() -> None:
     )
     with pytest.raises(InvalidInputError, match="CALIPY_CLUSTER_ROUTES"):
         NodeSettings.from_environment({"NODENAME": "n1", "CALIPY_CLUSTER_ROUTES": "etcd"})
+
+
+def test_a_block_that_several_nodes_claim_is_named() -> None:
+    """Both may announce it: prefix, nodes, whose it is by the block, and the remedy; until one of them gives it up."""
+    made = view("n3")
+    key = keys.BlockKey(BLOCKS[0])
+    for name in ("n1", "n2"):
+        assert made.cluster.contested() == {}
+        made.on_update(keys.BlockAffinityKey(name, BLOCKS[0]), BlockAffinity(state="confirmed"))
+    made.on_update(keys.BlockAffinityKey("n3", BLOCKS[0]), BlockAffinity(state="pending"))
+    (name, problem), *others = made.cluster.contested().items()
+    assert (name, others) == (f"block {BLOCKS[0]}", [])
+    assert "nodes n1, n2 have" in problem
+    assert "no block says whose it is" in problem
+    assert "calipy ipam check" in problem
+    made.on_update(key, block(BLOCKS[0], "n2", {}))
+    assert "it is n2's by the block itself" in made.cluster.contested()[name]
+    made.on_update(keys.BlockAffinityKey("n1", BLOCKS[0]), None)
+    assert made.cluster.contested() == {}
