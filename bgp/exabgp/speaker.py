@@ -17,13 +17,14 @@ from typing import Final, Protocol
 
 from calipy import clock, log
 from calipy.bgp.adj_rib_out import AdjRibOut
-from calipy.bgp.exabgp import checking, commands, config
+from calipy.bgp.exabgp import commands
 from calipy.bgp.exabgp.channel import Channel, ChannelClosedError, ChannelServer, SpeakerUnusableError
 from calipy.bgp.exabgp.config import SpeakerSession
 from calipy.bgp.exabgp.drain import PROBLEM as DRAINED
 from calipy.bgp.exabgp.drain import Drain, Farewell
 from calipy.bgp.exabgp.events import Event, Neighbour, NeighbourTable, ShownRoute
-from calipy.bgp.exabgp.process import Paths, SpeakerProcess, install
+from calipy.bgp.exabgp.neighbours import Neighbours
+from calipy.bgp.exabgp.process import Paths, SpeakerProcess
 from calipy.bgp.path import Attributes
 from calipy.metrics import REGISTRY
 from calipy.net import IPAddress, Prefix
@@ -41,9 +42,6 @@ CONNECT_SECONDS: Final = 15.0
 WATCHDOG_SECONDS: Final = 5.0
 RELOAD_SECONDS: Final = 5.0
 """Longest wait for a reload to show in the neighbours."""
-RELOAD_QUIET: Final = 0.3
-RELOAD_DELAY: Final = 3.0
-"""Nodes join in bursts: a reload waits until nothing has changed for ``RELOAD_QUIET``, at most ``RELOAD_DELAY``."""
 MEMORY_LIMIT: Final = 1 << 30
 """Bytes that ExaBGP may occupy; it needs some 4 KB per route and peer (100,000 different routes: 0.3 GB)."""
 MEMORY_PAUSE: Final = 600.0
@@ -87,20 +85,16 @@ class Speaker:
         self._paths = paths
         self._owner = owner
         self._out = AdjRibOut()
-        self._sessions: dict[IPAddress, SpeakerSession] = {}
+        self._neighbours = Neighbours(paths)
         self._environment: dict[str, str] = {}
         self._exports: Mapping[IPAddress, Mapping[Prefix, Attributes]] = {}
-        self._loaded: Mapping[IPAddress, str] | None = None
         self._end_of_rib: set[IPAddress] = set()
         self._wanted = False
         self._wake = asyncio.Event()
         self.drain = Drain(paths.drained, self._wake.set)
-        self._changed_at = self._first_changed_at = 0.0
         self._process: SpeakerProcess | None = None
         self._reloading = self._unknown = self._leaving = False
         self._read_at = 0.0
-        self._refused: dict[SpeakerSession, str] = {}
-        self._refused_text = ""
         self.synchronised = False
         self.problem = ""
 
@@ -112,15 +106,10 @@ class Speaker:
     def configure(self, sessions: Iterable[SpeakerSession], environment: Mapping[str, str]) -> None:
         """Want these sessions, and ExaBGP run with these settings. Returns at once."""
         wanted = {one.session.peer: one for one in sessions}
-        if self._wanted and wanted == self._sessions and environment == self._environment:
+        if self._wanted and wanted == self._neighbours.wanted() and environment == self._environment:
             return
-        now = clock.monotonic()
-        if not self._reload_due():
-            self._first_changed_at = now
-        self._changed_at = now
-        # Taken away and wanted again before a reload: ExaBGP has kept the session and will not tell of it by itself.
-        self._unknown |= any(peer not in self._sessions for peer in wanted.keys() & (self._loaded or {}).keys())
-        self._sessions, self._environment = wanted, dict(environment)
+        self._unknown |= self._neighbours.want(wanted, clock.monotonic())
+        self._environment = dict(environment)
         self._wanted = True
         self._wake.set()
 
@@ -154,7 +143,7 @@ class Speaker:
 
     def refused(self) -> Mapping[IPAddress, str]:
         """Peers whose sections ExaBGP does not take, so that they are left out, and what it says of each."""
-        return {one.session.peer: reason for one, reason in self._refused.items()}
+        return self._neighbours.refused()
 
     async def run(self) -> None:
         """Keep ExaBGP running until cancelled; then leave it running."""
@@ -205,13 +194,13 @@ class Speaker:
             await process.kill()
             process.close()
             process = None
-        self._loaded, self._leaving = None, False
+        self._neighbours.loaded, self._leaving = None, False
         if process is None:
             # Sessions may change while the file is checked: what is loaded is what was written.
-            problem, loaded = await self._install()
+            problem, loaded = await self._neighbours.install()
             if problem:
                 raise ChannelClosedError(f"ExaBGP refuses its configuration: {problem}")
-            self._loaded = loaded
+            self._neighbours.loaded = loaded
             process = await SpeakerProcess.start(self._paths, self._environment)
             self._paths.reloading.unlink(missing_ok=True)
             _STARTS.inc()
@@ -270,14 +259,14 @@ class Speaker:
                     await self._take_leave(channel)
                 if self._process is not None and self._process.environment != self._environment:
                     raise SpeakerUnusableError("its settings have changed")
-                if self._reload_due() and self._reload_delay() <= 0:
+                if self._neighbours.due() and self._neighbours.delay(clock.monotonic()) <= 0:
                     self._reloading = True
                     await self._reload(channel)
                     self._reloading = False
                 if self._unknown and clock.monotonic() >= self._read_at:
                     await self._read_back(channel)
                 await self._tell(channel)
-                pause = self._reload_delay() if self._reload_due() else WATCHDOG_SECONDS
+                pause = self._neighbours.delay(clock.monotonic()) if self._neighbours.due() else WATCHDOG_SECONDS
                 if self._unknown:
                     pause = min(pause, self._read_at - clock.monotonic())
                 await self._sleep(pause, ended, closed)
@@ -309,12 +298,12 @@ class Speaker:
         """What ExaBGP has: sessions, what peers told, what they were told."""
         self._unknown, self._read_at = False, clock.monotonic() + READ_PAUSE
         self._owner.on_resync()
-        neighbours = await self._neighbours(channel)
+        neighbours = await self._table(channel)
         shown = await channel.ask(commands.SHOW_ADJ_RIB_IN)
         self._owner.on_shown(event for event in shown if isinstance(event, ShownRoute))
         await self._read_told(channel)
-        if self._loaded is None:
-            self._loaded = self._matching(neighbours)
+        if self._neighbours.loaded is None:
+            self._neighbours.find([one.peer for one in neighbours])
         # Whether an earlier bgpd sent End-of-RIB on these sessions cannot be known; twice does no harm.
         self._end_of_rib |= {one.peer for one in neighbours if one.up}
 
@@ -325,61 +314,15 @@ class Speaker:
             (event.peer, event.route.prefix, event.route.attributes) for event in out if isinstance(event, ShownRoute)
         )
 
-    def _matching(self, neighbours: Iterable[Neighbour]) -> Mapping[IPAddress, str]:
-        """Neighbours of an adopted ExaBGP. What it was configured with is in its file; that says more than they do.
-
-        Unless a bgpd was killed between writing the file and seeing it loaded: then nothing is taken for loaded.
-        """
-        try:
-            text = "" if self._paths.reloading.exists() else self._paths.configuration.read_text()
-        except OSError:
-            text = ""
-        have = {one.peer for one in neighbours}
-        sections = config.neighbours(self._usable())
-        return {peer: section if (section := sections.get(peer, "")) in text else "" for peer in have}
-
     # Configuration
 
-    def _reload_due(self) -> bool:
-        if self._loaded is None or self._loaded == config.neighbours(self._usable()):
-            return False
-        return self._text() != self._refused_text
-
-    def _reload_delay(self) -> float:
-        """Seconds to wait for more changes before the reload that is due."""
-        return min(self._changed_at + RELOAD_QUIET, self._first_changed_at + RELOAD_DELAY) - clock.monotonic()
-
-    def _usable(self) -> list[SpeakerSession]:
-        """Sessions without those that ExaBGP is known to refuse."""
-        return [one for one in self._sessions.values() if one not in self._refused]
-
-    def _text(self) -> str:
-        return config.render(self._usable(), self._paths.relay_argv())
-
-    async def _install(self) -> tuple[str, Mapping[IPAddress, str]]:
-        """Put the configuration in place without what ExaBGP refuses; what is still wrong with it, and its sections."""
-        self._refused = {one: reason for one, reason in self._refused.items() if one in self._sessions.values()}
-        usable = self._usable()
-        if not (problem := await install(self._paths, config.render(usable, self._paths.relay_argv()))):
-            return "", config.neighbours(usable)
-        bad = await checking.refused(self._paths, usable)
-        for one in usable:
-            if reason := bad.get(one.session.peer):
-                logger.error("neighbour refused, left out", peer=str(one.session.peer), reason=reason)
-                self._refused[one] = reason
-        usable = [one for one in usable if one not in self._refused]
-        if bad:
-            problem = await install(self._paths, config.render(usable, self._paths.relay_argv()))
-        return problem, config.neighbours(usable)
-
     async def _reload(self, channel: Channel) -> None:
-        loaded = self._loaded or {}
+        loaded = self._neighbours.loaded or {}
         self._paths.reloading.touch(mode=0o600)
-        problem, wanted = await self._install()
+        problem, wanted = await self._neighbours.install()
         if problem:
             self.problem = f"ExaBGP refuses its configuration: {problem}"
             logger.error("configuration refused, the old one stays", reason=problem)
-            self._refused_text = self._text()
             _RELOADS.labels("refused").inc()
             return
         if wanted == loaded:
@@ -404,7 +347,7 @@ class Speaker:
             await self._read_told(channel)  # ExaBGP may have kept a changed neighbour's, and would tell it again
         _RELOADS.labels("done").inc()
         logger.info("exabgp reloaded", neighbours=len(wanted))
-        self._loaded = wanted
+        self._neighbours.loaded = wanted
         self._paths.reloading.unlink()
 
     async def _take_leave(self, channel: Channel) -> None:
@@ -412,8 +355,8 @@ class Speaker:
 
         End-of-RIB makes peers forget what they still hold as stale from an earlier life.
         """
-        await self._send(channel, {peer: {} for peer in self._loaded or {}})
-        neighbours = await self._neighbours(channel)
+        await self._send(channel, {peer: {} for peer in self._neighbours.loaded or {}})
+        neighbours = await self._table(channel)
         told = frozenset(one.peer for one in neighbours if one.up)
         await channel.send([commands.end_of_rib(peer, 4 if peer.version == 4 else 6) for peer in told])
         await asyncio.sleep(WITHDRAW_SECONDS)
@@ -424,12 +367,12 @@ class Speaker:
     async def _confirmed(self, channel: Channel, wanted: Mapping[IPAddress, str]) -> bool:
         deadline = clock.monotonic() + RELOAD_SECONDS
         while clock.monotonic() < deadline:
-            if {one.peer for one in await self._neighbours(channel)} == wanted.keys():
+            if {one.peer for one in await self._table(channel)} == wanted.keys():
                 return True
             await asyncio.sleep(0.05)
         return False
 
-    async def _neighbours(self, channel: Channel) -> Sequence[Neighbour]:
+    async def _table(self, channel: Channel) -> Sequence[Neighbour]:
         for answer in await channel.ask(commands.SHOW_NEIGHBOURS):
             if isinstance(answer, NeighbourTable):
                 return answer.neighbours
@@ -439,7 +382,7 @@ class Speaker:
 
     async def _tell(self, channel: Channel) -> None:
         """Bring Adj-RIB-Out about, then send each End-of-RIB that is due."""
-        loaded = self._loaded or {}
+        loaded = self._neighbours.loaded or {}
         exports = {peer: routes for peer, routes in self._exports.items() if peer in loaded}
         incomplete = await self._send(channel, exports)
         due = {peer for peer in self._end_of_rib if peer in exports} - incomplete
