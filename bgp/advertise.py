@@ -32,19 +32,15 @@ class Pools:
 
     exported: tuple[Prefix, ...] = ()
     hidden: tuple[Prefix, ...] = ()
-    block_lengths: tuple[tuple[Prefix, int], ...] = ()
 
     @classmethod
     def of(cls, specs: Iterable[IPPoolSpec]) -> Pools:
         """From the specs. A disabled pool still counts: it hands out nothing new, but its pods live on."""
         exported: list[Prefix] = []
         hidden: list[Prefix] = []
-        lengths: list[tuple[Prefix, int]] = []
         for spec in specs:
-            cidr = parse_cidr(spec.cidr)
-            (hidden if spec.disable_bgp_export else exported).append(cidr)
-            lengths.append((cidr, spec.block_size or (26 if cidr.version == 4 else 122)))
-        return cls(tuple(exported), tuple(hidden), tuple(lengths))
+            (hidden if spec.disable_bgp_export else exported).append(parse_cidr(spec.cidr))
+        return cls(tuple(exported), tuple(hidden))
 
     def exports(self, prefix: Prefix) -> bool:
         """Whether a prefix lies in a pool, and in none with BGP export disabled. O(pools)."""
@@ -53,11 +49,6 @@ class Pools:
     def contain(self, prefix: Prefix) -> bool:
         """Whether a prefix lies in any pool."""
         return inside(prefix, self.exported) or inside(prefix, self.hidden)
-
-    def covers_blocks(self, prefix: Prefix) -> bool:
-        """Whether a prefix in a pool is wider than that pool's blocks, so that it covers several. O(pools)."""
-        lengths = [length for cidr, length in self.block_lengths if inside(prefix, (cidr,))]
-        return prefix.prefixlen < min(lengths, default=0)
 
 
 def inside(prefix: Prefix, ranges: Iterable[Prefix]) -> bool:

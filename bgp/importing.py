@@ -1,9 +1,9 @@
 """What is refused on import, and why: the checks that ExaBGP leaves out, and the limits of trust. Pure.
 
 ExaBGP hands over whatever a peer says, our own AS in the path included. Peers that the administrator named (BGPPeer)
-may send any prefix, as in Calico ("trust the ToR"); nodes of the mesh only what nodes have to say: blocks and single
-addresses in pools, and service ranges. Calico's nodes would pass on a wider route in a pool that somebody wrote into
-their kernel by hand; taking it would let one node draw the traffic of all blocks that are not known yet.
+may send any prefix, as in Calico ("trust the ToR"); nodes of the mesh only what nodes have to say: prefixes in
+pools that cover no block of ours, and service ranges. Wider ones than blocks are needed: pods announce such (BGPPeer
+``localWorkloadSelector``), and their nodes pass them on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,6 @@ class ImportPolicy:
         own_addresses: addresses of this node, which cannot be a next hop.
         own_prefixes: what this node originates.
         own_blocks: blocks of this node, in which others may have single addresses only.
-        wide_blocks: blocks wider than those of their pool, which had larger ones once.
         pools: the cluster's pools.
         services: service ranges.
         filters: BGPFilters by name.
@@ -44,7 +43,6 @@ class ImportPolicy:
     own_addresses: frozenset[IPAddress] = frozenset()
     own_prefixes: frozenset[Prefix] = frozenset()
     own_blocks: frozenset[Prefix] = frozenset()
-    wide_blocks: frozenset[Prefix] = frozenset()
     pools: Pools = field(default_factory=Pools)
     services: frozenset[Prefix] = frozenset()
     filters: Mapping[str, BGPFilterSpec] = field(default_factory=dict)
@@ -110,8 +108,8 @@ class ImportPolicy:
             return ""
         if not self.pools.contain(prefix):
             return "neither in an IP pool nor in a service range"
-        if self.pools.covers_blocks(prefix) and prefix not in self.wide_blocks:
-            return "wider than a block: it covers those of other nodes"
+        if any(inside(block, (prefix,)) for block in self.own_blocks):
+            return "covers an own block"
         return ""
 
     def judged_differently(self, old: ImportPolicy) -> Iterable[Prefix] | None:
@@ -126,6 +124,7 @@ class ImportPolicy:
     def _changed(self, old: ImportPolicy) -> Iterator[Prefix]:
         yield from self.own_prefixes ^ old.own_prefixes
         for block in self.own_blocks ^ old.own_blocks:
+            yield from (block.supernet(new_prefix=length) for length in range(block.prefixlen))
             for length in range(block.prefixlen, block.max_prefixlen):
                 yield from block.subnets(new_prefix=length)
 

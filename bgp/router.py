@@ -307,7 +307,6 @@ class Router:
                 own_addresses=self.view.own_addresses(),
                 own_prefixes=originated.prefixes() | self.view.own_prefixes(),
                 own_blocks=frozenset(self.view.own_blocks()),
-                wide_blocks=self.view.wide_blocks,
                 pools=self.view.pools(),
                 services=self.view.service_ranges().every,
                 filters=dict(self.view.filters),

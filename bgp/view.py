@@ -48,7 +48,6 @@ class View:
         unreadable: what in the datastore cannot be decoded, by resource: the last value that could be holds.
         filters: BGPFilters by name, live.
         cluster: where every other node's blocks and addresses are.
-        wide_blocks: blocks wider than those of their pool: it had larger ones once.
         workloads: those of this node that are to peer with it; change it with ``set_workloads``.
     """
 
@@ -59,7 +58,6 @@ class View:
     unreadable: dict[str, str] = field(default_factory=dict)
     filters: dict[str, BGPFilterSpec] = field(default_factory=dict)
     cluster: ClusterTable = field(init=False)
-    wide_blocks: frozenset[Prefix] = frozenset()
     workloads: tuple[WorkloadPeer, ...] = ()
     _nodes: dict[str, NodeInfo] = field(default_factory=dict)
     _peers: dict[str, BGPPeerSpec] = field(default_factory=dict)
@@ -97,8 +95,6 @@ class View:
 
     def _on_block(self, cidr: Prefix, block: Block | None) -> None:
         self.cluster.on_block(cidr, block)
-        if (block is None) == (cidr in self._owners) and (block is None or self.pools().covers_blocks(cidr)):
-            self.wide_blocks = self.wide_blocks - {cidr} if block is None else self.wide_blocks | {cidr}
         if block is None:
             self.routes_changed |= cidr in self._owners
             self._owners.pop(cidr, None)
@@ -133,10 +129,7 @@ class View:
             case "BGPFilter":
                 self.routes_changed |= _store(self.filters, name, spec if isinstance(spec, BGPFilterSpec) else None)
             case "IPPool":
-                if _store(self._pools, name, spec if isinstance(spec, IPPoolSpec) else None):
-                    self.routes_changed = True
-                    pools = self.pools()
-                    self.wide_blocks = frozenset(block for block in self._owners if pools.covers_blocks(block))
+                self.routes_changed |= _store(self._pools, name, spec if isinstance(spec, IPPoolSpec) else None)
             case _:
                 pass
 

@@ -187,7 +187,6 @@ POLICY = ImportPolicy(
     own_addresses=frozenset({HERE}),
     own_prefixes=frozenset({net("10.244.1.0/26"), net("10.244.9.9/32")}),
     own_blocks=frozenset({net("10.244.1.0/26")}),
-    wide_blocks=frozenset({net("10.244.64.0/24")}),
     pools=view().pools(),
     services=frozenset({net("10.96.0.0/12")}),
 )
@@ -214,8 +213,9 @@ VIA_TOR = (Segment("sequence", (64500,)),)
         (INNER, "10.244.9.9/32", Attributes(PEER), "own prefix"),
         (INNER, "10.244.1.32/27", Attributes(PEER), "part of an own block"),
         (INNER, "10.244.2.32/27", Attributes(PEER), ""),
-        (INNER, "10.244.0.0/16", Attributes(PEER), "wider than a block"),
-        (INNER, "10.244.2.0/25", Attributes(PEER), "wider than a block"),
+        (INNER, "10.244.0.0/16", Attributes(PEER), "covers an own block"),
+        (INNER, "10.244.0.0/23", Attributes(PEER), "covers an own block"),
+        (INNER, "10.244.2.0/25", Attributes(PEER), ""),
         (INNER, "10.244.64.0/24", Attributes(PEER), ""),
         (OUTER, "10.244.0.0/16", Attributes(TOR, as_path=VIA_TOR), ""),
         (OUTER, "10.244.1.32/27", Attributes(TOR, as_path=VIA_TOR), ""),
@@ -249,29 +249,16 @@ def test_own_blocks_that_come_and_go_judge_what_is_in_them_again() -> None:
     later = replace(before, own_prefixes=POLICY.own_prefixes, own_blocks=POLICY.own_blocks)
     rib = Rib(before)
     rib.peer_up(INNER, 0)
-    for text in ("10.244.1.0/26", "10.244.1.32/27", "10.244.1.5/32", "10.244.2.0/26"):
+    for text in ("10.244.0.0/16", "10.244.1.0/26", "10.244.1.32/27", "10.244.1.5/32", "10.244.2.0/26"):
         rib.announce(PEER, net(text), Attributes(PEER))
     prefixes = later.judged_differently(before)
     assert prefixes is not None
     rib.judge_again(counting, prefixes)
     refused = {str(path.prefix): path.rejected for path in rib.adj_rib_in(PEER) if path.rejected}
+    assert refused.pop("10.244.0.0/16") == "covers an own block"
     assert refused == {"10.244.1.0/26": "own prefix", "10.244.1.32/27": "part of an own block"}
     assert net("10.244.2.0/26") not in asked
     assert replace(later, router_id=None).judged_differently(before) is None
-
-
-def test_blocks_of_a_pool_that_had_larger_ones() -> None:
-    """They are told by their nodes and taken, in whatever order block and pool become known."""
-    made = view()
-    claim(made, "10.244.64.0/24", owner="n2")
-    claim(made, "10.244.1.0/26")
-    assert made.wide_blocks == {net("10.244.64.0/24")}
-    wider = IPPoolSpec(cidr="10.244.0.0/16", block_size=24)
-    made.on_update(keys.ResourceKey("IPPool", "p0"), codec.new("IPPool", "p0", wider))
-    assert made.wide_blocks == frozenset()
-    made.on_update(keys.ResourceKey("IPPool", "p0"), codec.new("IPPool", "p0", IPPoolSpec(cidr="10.244.0.0/16")))
-    made.on_update(keys.BlockKey("10.244.64.0/24"), None)
-    assert made.wide_blocks == frozenset()
 
 
 # FIB
