@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from calipy.bgp.causes import explain_loss, explain_notification
 from calipy.bgp.exabgp.events import (
     EndOfRib,
     Event,
@@ -45,27 +46,6 @@ _ROUNDING: Final = 2.0
 
 _SILENT_CLOSE: Final = ("closing connection", "graceful restarted negotiated")
 """Reasons of ``down`` that a restarting peer leaves behind; every other one ends forwarding too."""
-
-_ERRORS: Final = {
-    1: "message header error",
-    2: "OPEN error",
-    3: "UPDATE error",
-    4: "hold timer expired",
-    5: "state machine error",
-    6: "cease",
-}
-_SUBCODES: Final = {
-    (2, 2): "bad peer AS: AS numbers of the two ends do not match",
-    (2, 3): "bad BGP identifier: both ends have one router ID",
-    (2, 6): "unacceptable hold time",
-    (6, 1): "maximum number of prefixes reached",
-    (6, 2): "administrative shutdown",
-    (6, 3): "peer de-configured",
-    (6, 4): "administrative reset",
-    (6, 5): "connection rejected: the peer does not know us under this address",
-    (6, 7): "connection collision",
-    (6, 8): "out of resources",
-}
 
 
 @dataclass(slots=True)
@@ -215,7 +195,7 @@ class Sessions:
                 self._rib.begin_refresh(peer, now)
             case NotificationEvent(peer, code, subcode, text):
                 if (state := self._states.get(peer)) is not None:
-                    state.cause = _notification("the peer says", code, subcode, text)
+                    state.cause = explain_notification("the peer says", code, subcode, text)
             case Resync():
                 self._lose_events()
             case Malformed():
@@ -338,13 +318,13 @@ class Sessions:
         session = state.session
         if not state.up:
             if reason and not state.cause.startswith("the peer says"):
-                state.cause = _explain(reason, state)
+                state.cause = explain_loss(reason, state.session, was_up=state.up)
             return
         opened = state.open
         retain = 0.0
         if reason.startswith(_SILENT_CLOSE) and opened and opened.restart_time and session.family in opened.graceful:
             retain = float(min(opened.restart_time, session.restart_time))
-        cause = state.cause or _explain(reason, state)
+        cause = state.cause or explain_loss(reason, state.session, was_up=state.up)
         self._leave(state, cause, wall)
         self._rib.peer_down(session.peer, now, retain=retain)
 
@@ -396,26 +376,3 @@ def _assumed_open(neighbour: Neighbour, session: Session) -> OpenEvent:
         graceful=families,
         preserved=families,
     )
-
-
-def _explain(reason: str, state: SessionState) -> str:
-    """ExaBGP's reason for ``down`` in words that lead somewhere."""
-    session = state.session
-    if reason.startswith("closing connection"):
-        if state.up:
-            return "connection lost"
-        if session.passive:
-            return "the peer closed the connection"
-        return f"connection refused or closed by the peer: does it listen on port {session.port} and know us?"
-    for direction, words in (("notification received", "the peer says"), ("notification sent", "we said")):
-        if reason.startswith(direction):
-            numbers = [int(part) for part in reason.partition("(")[2].partition(")")[0].split(",") if part.isdigit()]
-            if len(numbers) == 2:
-                return _notification(words, numbers[0], numbers[1], "")
-    return reason[:200]
-
-
-def _notification(who: str, code: int, subcode: int, text: str) -> str:
-    what = _SUBCODES.get((code, subcode)) or _ERRORS.get(code, "unknown error")
-    said = "".join(char for char in text if char.isprintable())
-    return f"{who}: {what} ({code}/{subcode})" + (f" {said!r}" if said else "")
