@@ -9,7 +9,7 @@ from typing import Any
 
 from calipy import clock
 from calipy.api import Handler
-from calipy.bgp import explain, nodestatus, status
+from calipy.bgp import explain, filters, nodestatus, status
 from calipy.bgp.elsewhere import Reports, elsewhere
 from calipy.bgp.explain import Origin
 from calipy.bgp.kernel import KernelFib
@@ -88,6 +88,7 @@ class Answers:
                 "failures": [{"dst": str(dst), "reason": failure.reason} for dst, failure in kernel.failures.items()],
             },
             "problems": {
+                **filters.missing(router.view.filters, router.peering.sessions.values()),
                 **router.problems,
                 **router.view.problems,
                 **router.view.unreadable,

@@ -35,7 +35,13 @@ def explain_loss(reason: str, session: Session, *, was_up: bool) -> str:
             return "connection lost"
         if session.passive:
             return "the peer closed the connection"
-        return f"connection refused or closed by the peer: does it listen on port {session.port} and know us?"
+        key = ", and have our key" if session.password else ""
+        return (
+            f"connection refused or closed by the peer: does it listen on port {session.port}, know us, "
+            f"speak AS {session.peer_as} and expect AS {session.local_as}{key}?"
+        )
+    if reason.startswith("graceful restarted negotiated"):
+        return "closed to be set up anew; if it stays so, the ends disagree on the key or do not reach each other"
     for direction, words in (("notification received", "the peer says"), ("notification sent", "we said")):
         if reason.startswith(direction):
             numbers = [int(part) for part in reason.partition("(")[2].partition(")")[0].split(",") if part.isdigit()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -73,6 +73,16 @@ def judge(
                 return Verdict("Reject", attributes, f"BGPFilter({name}) {direction} rule {number}: {error}")
             return Verdict("Reject", attributes, f"BGPFilter({name}) {direction} rule {number}")
     return Verdict("", attributes)
+
+
+def missing(filters: Mapping[str, BGPFilterSpec], sessions: Iterable[Session]) -> dict[str, str]:
+    """What sessions ask for filters that do not exist, by what asks. O(sessions x their filters)."""
+    found: dict[str, str] = {}
+    for session in sessions:
+        for name in session.filters:
+            if name not in filters:
+                found[session.source] = f"BGPFilter({name}) does not exist: no route goes in or out (create it)"
+    return found
 
 
 def _rules(spec: BGPFilterSpec, direction: Direction, family: int) -> Sequence[BGPFilterRule]:

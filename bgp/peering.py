@@ -68,10 +68,12 @@ def plan(hostname: str, inputs: PeeringInputs) -> Peering:
         key=lambda ranked: (ranked[0], ranked[1].source, ranked[1].port),
     )
     sessions: dict[IPAddress, Session] = {}
-    for _, session in wanted:
+    for rank, session in wanted:
         kept = sessions.setdefault(session.peer, session)
         if kept.port != session.port and kept.node == "":
             problems[session.source] = f"peer {session.peer} port {session.port} is shadowed by {kept.source}"
+        elif kept.peer_as != session.peer_as and rank in {_GLOBAL, _SPECIFIC}:
+            problems[session.source] = f"peer {session.peer} AS {session.peer_as} is shadowed by {kept.source}"
     return Peering(sessions, problems, identifier, inputs.as_number(node), inputs.listen_port(hostname))
 
 
@@ -133,6 +135,8 @@ class _Planner:
             if here:
                 yield from ((rank, session) for session in self.to_workloads(source, name, spec))
             return
+        if not spec.peer_ip and not spec.peer_selector:
+            self.problems[source] = "names no peer (give it a peerIP, a peerSelector or a localWorkloadSelector)"
         if here and spec.peer_ip:
             session = self.to_address(spec, kind, source)
             if session is not None:
@@ -211,6 +215,10 @@ class _Planner:
         other = self.by_address.get(address)
         if other is self.node:
             return None
+        if address.is_multicast or address.is_unspecified or address.is_loopback or int(address) == 0xFFFFFFFF:
+            raise InvalidInputError(
+                "no router has this address", field="spec.peerIP", value=spec.peer_ip, remedy="give the peer's own"
+            )
         if not spec.as_number:
             raise InvalidInputError("missing", field="spec.asNumber", value=spec.as_number, remedy="give the peer's AS")
         ours = self.node.address(family)

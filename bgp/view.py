@@ -67,6 +67,7 @@ class View:
     _owners: dict[Prefix, str | None] = field(default_factory=dict)
     _in_use: dict[Prefix, frozenset[IPAddress]] = field(default_factory=dict)
     _cluster_routes: str = ""
+    _last_mode: ClusterRoutesMode = "bgp"
 
     def __post_init__(self) -> None:
         self.cluster = ClusterTable(self.hostname)
@@ -161,9 +162,11 @@ class View:
         try:
             mode = parse_mode(own or self._cluster_routes, source)
         except InvalidInputError as error:
-            self.problems["clusterRoutes"] = str(error)
-            return "bgp"
+            self.problems["clusterRoutes"] = f"{error}; until then as before: {self._last_mode}"
+            return self._last_mode
         self.problems.pop("clusterRoutes", None)
+        if not own:
+            self._last_mode = mode
         return mode
 
     def peering(self, router_id: str = "", *, mesh: bool = True) -> Peering:

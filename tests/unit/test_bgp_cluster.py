@@ -259,13 +259,13 @@ def annotated(value: str) -> codec.Value:
 
 
 def test_the_node_decides_before_the_cluster() -> None:
-    """The node's own setting, else the annotation, else BGP; a word nobody knows is a problem, and BGP."""
+    """The node's own setting, else the annotation, else BGP; a word nobody knows is a problem, and changes nothing."""
     made, key = view("n1"), keys.ResourceKey("BGPConfiguration", "default")
     assert made.cluster_routes() == "bgp"
     made.on_update(key, annotated("datastore"))
     assert (made.cluster_routes(), made.cluster_routes("bgp")) == ("datastore", "bgp")
     made.on_update(key, annotated("etcd"))
-    assert made.cluster_routes() == "bgp"
+    assert made.cluster_routes() == "datastore"
     assert "'etcd'" in made.problems["clusterRoutes"]
     made.on_update(key, None)
     assert made.cluster_routes() == "bgp"

@@ -11,7 +11,7 @@ import pytest
 
 from calipy.bgp.advertise import Communities, Originated, Pools
 from calipy.bgp.exporting import ExportPolicy
-from calipy.bgp.filters import judge
+from calipy.bgp.filters import judge, missing
 from calipy.bgp.importing import ImportPolicy
 from calipy.bgp.path import NORMAL_LOCAL_PREFERENCE, Attributes, Peer, Segment
 from calipy.bgp.peering import Session
@@ -211,6 +211,14 @@ def test_what_is_missing_or_broken_rejects(spec: BGPFilterSpec | None) -> None:
     verdict = judge({"f": spec} if spec else {}, INNER, "import", BLOCK, Attributes(HERE), learned=True)
     assert verdict.action == "Reject"
     assert "BGPFilter(f)" in verdict.rule
+
+
+def test_sessions_whose_filters_do_not_exist() -> None:
+    """They are named by the resource that asks for the filter: nothing passes them though all else is well."""
+    assert missing({"f": BGPFilterSpec()}, [replace(INNER, filters=("f",))]) == {}
+    found = missing({"f": BGPFilterSpec()}, [replace(INNER, filters=("f", "g"), source="BGPPeer(tor)")])
+    assert list(found) == ["BGPPeer(tor)"]
+    assert "BGPFilter(g) does not exist" in found["BGPPeer(tor)"]
 
 
 def test_operations() -> None:

@@ -160,11 +160,22 @@ def test_options_of_a_session() -> None:
     assert (found.next_hop, found.filters, str(found.reachable_by)) == ("keep", ("f1", "f2"), "10.0.0.254")
 
 
+def test_two_peers_of_one_address_and_other_numbers() -> None:
+    """One of them is had, and it is said which; as long as both say the same there is nothing to say."""
+    peers = {name: BGPPeerSpec(peer_ip="192.0.2.1", as_number=number) for name, number in (("a", 64500), ("b", 64999))}
+    found = plan("n1", inputs(N1, peers=peers))
+    assert found.sessions[ip_address("192.0.2.1")].peer_as == 64500
+    assert found.problems == {"BGPPeer(b)": "peer 192.0.2.1 AS 64999 is shadowed by BGPPeer(a)"}
+    assert plan("n1", inputs(N1, peers={"a": peers["a"], "b": peers["a"]})).problems == {}
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
         (BGPPeerSpec(peer_ip="192.0.2.1"), "asNumber"),
         (BGPPeerSpec(peer_ip="nonsense", as_number=1), "nonsense"),
+        (BGPPeerSpec(peer_ip="224.0.0.1", as_number=1), "224.0.0.1"),
+        (BGPPeerSpec(as_number=1), "peerSelector"),
         (BGPPeerSpec(peer_ip="2001:db8::1", as_number=1), "IPv6"),
         (BGPPeerSpec(node_selector="rack ==", peer_ip="192.0.2.1", as_number=1), "rack"),
         (BGPPeerSpec(local_workload_selector="all()", as_number=1), "localWorkloadPeeringIPV4"),
