@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None, **extra: Any) -> None:
     """Run the command and exit: 0, 1 for an error of ours, 2 for a wrong command line."""
     _never_fail_to_print()
     try:
-        calipy.main(args=arguments, prog_name="calipy", **extra)
+        _run(arguments, **extra)
     except CalipyError as error:
         click.echo(f"calipy: {error}", err=True)
     except OSError as error:  # a full disk behind standard output, a file that only root may read, ...
@@ -74,6 +74,19 @@ def main(arguments: list[str] | None = None, **extra: Any) -> None:
     else:
         return
     sys.exit(1)
+
+
+def _run(arguments: list[str] | None, **extra: Any) -> None:
+    """Run the command to the last byte of its output: what is left in a buffer would fail where nobody tells of it."""
+    try:
+        calipy.main(args=arguments, prog_name="calipy", **extra)
+    finally:
+        if sys.stdout is not None:
+            try:
+                sys.stdout.flush()
+            except OSError:
+                sys.stdout = None  # or its end would fail again, with status 120
+                raise
 
 
 def _never_fail_to_print() -> None:

@@ -368,7 +368,10 @@ class World:
         picture = await snapshot.read(self.store, snapshot.EVERYTHING)
         assert picture.affinities == {}
         found = audit(picture, now=self.clock.now())
-        assert {finding.kind for finding in found.findings} <= {"leaked address", "handle without address"}
+        harmless = {"leaked address", "handle without address"}
+        # Two calls of one Calico host, a claim and a giving up, can leave the block without the claim.
+        theirs = {("block without affinity", host) for host in CALICO_HOSTS}
+        assert [one for one in found.findings if one.kind not in harmless and (one.kind, one.node) not in theirs] == []
         await self.check()
         # And the pool serves again, to the last address.
         for handle in live:
