@@ -26,6 +26,7 @@ from calipy.api_client import (
     ApiError,
     encode,
     error_object,
+    refuse_taken,
     result_of,
     unavailable,
 )
@@ -68,8 +69,7 @@ class Server:
             CalipyError: a living daemon answers there, or the directory cannot be used.
         """
         self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if _answers(self._path):
-            raise CalipyError(f"another daemon already answers at {self._path}", remedy="stop it first")
+        refuse_taken(self._path)
         # Born under another name and renamed once its mode is right: no moment in which others may connect.
         newborn = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         newborn.unlink(missing_ok=True)
@@ -220,13 +220,3 @@ def _is_allowed(writer: asyncio.StreamWriter) -> bool:
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _pid, uid, _gid = _CREDENTIALS.unpack(packed)
     return uid in {0, os.geteuid()}
-
-
-def _answers(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(os.fspath(path))
-        except OSError:
-            return False
-    return True

@@ -152,6 +152,23 @@ def call(path: Path, method: str, params: dict[str, Any] | None = None, *, timeo
     return result_of(line)
 
 
+def answers(path: Path) -> bool:
+    """Whether a daemon answers at a socket. Blocks for a second at most."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(os.fspath(path))
+        except OSError:
+            return False
+    return True
+
+
+def refuse_taken(path: Path) -> None:
+    """Raise ``CalipyError`` where a daemon answers already. Blocks for a second at most."""
+    if answers(path):
+        raise CalipyError(f"another daemon already answers at {path}", remedy="stop it first")
+
+
 def unavailable(path: Path, error: OSError) -> AgentUnavailableError:
     """What it means that ``path`` cannot be connected to."""
     if isinstance(error, PermissionError):

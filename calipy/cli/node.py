@@ -41,11 +41,15 @@ def run(only: str | None, config_file: str | None) -> None:
         raise CalipyError("a node needs root: it writes routes, rules and sysctls", remedy="sudo calipy node run")
     log.configure(settings.felix.get("logseverityscreen", os.environ.get("CALICO_STARTUP_LOGLEVEL", "info")))
     if only is None:
+        from calipy import api_client  # noqa: PLC0415 - start-up time
         from calipy.node import supervisor  # noqa: PLC0415 - the supervisor must stay small: no grpc, no threads
 
-        names = ["agent", "bgpd"] if settings.networking else ["agent"]
+        sockets = {"agent": api_client.agent_socket()}
+        if settings.networking:
+            sockets["bgpd"] = api_client.bgpd_socket()
         daemons = [
-            supervisor.Daemon(name, supervisor.daemon_argv(name, config_file=config_file or "")) for name in names
+            supervisor.Daemon(name, supervisor.daemon_argv(name, config_file=config_file or ""), socket)
+            for name, socket in sockets.items()
         ]
         sys.exit(asyncio.run(supervisor.Supervisor(daemons, os.environ).run()))
     if only == "bgpd":

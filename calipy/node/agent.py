@@ -89,19 +89,19 @@ class Agent:
         for name in ("startup", "datastore", "felix", "parameters"):
             self.health.register(name)
         api = Server(api_client.agent_socket(), {"status": self.status, **self.workloads.handlers()})
-        parts = (
-            self._announce_node(),
-            self._keep_tunnel_addresses(),
-            self._follow_datastore(),
-            self._collect_leaks(),
-            self.host_endpoints.run(),
-            self.felix.run(),
-            self.reporting.run(),
-            self._follow_parameters(),
-            self._serve_health(),
-            self._stop.wait(),
-        )
         async with api:
+            parts = (
+                self._announce_node(),
+                self._keep_tunnel_addresses(),
+                self._follow_datastore(),
+                self._collect_leaks(),
+                self.host_endpoints.run(),
+                self.felix.run(),
+                self.reporting.run(),
+                self._follow_parameters(),
+                self._serve_health(),
+                self._stop.wait(),
+            )
             tasks = [asyncio.create_task(part) for part in parts]
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:

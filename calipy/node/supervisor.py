@@ -3,6 +3,8 @@
 The children die with the supervisor only if it is told to stop (SIGTERM, SIGINT): then they get SIGTERM, and routes,
 rules and pods stay as they are. A killed supervisor takes its children with it (PR_SET_PDEATHSIG), so that a new one
 never meets a second agent; ExaBGP is in a session of its own and lives on.
+
+Where a daemon runs already, another's, none is started: a second one could only fail for as long as the first lives.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
-from calipy import clock, log
+from calipy import api_client, clock, log
 
 logger = log.get("supervisor")
 
@@ -29,10 +32,11 @@ PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class Daemon:
-    """A child: its name and how to start it."""
+    """A child: its name, how to start it, and the socket at which it answers."""
 
     name: str
     argv: Sequence[str]
+    socket: Path
 
 
 def restart_delay(failures: int) -> float:
@@ -47,17 +51,25 @@ class Supervisor:
         self._daemons = daemons
         self._environ = dict(environ)
         self._stopping = asyncio.Event()
+        self._taken = False
 
     async def run(self) -> int:
-        """Run until SIGTERM or SIGINT; 0. Blocks."""
+        """Run until SIGTERM or SIGINT: 0; 1 if another's daemon took the place of one while ours came up. Blocks.
+
+        Raises:
+            CalipyError: another's daemon answers already; nothing was started.
+        """
+        for daemon in self._daemons:
+            api_client.refuse_taken(daemon.socket)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         await asyncio.gather(*(self._keep(daemon) for daemon in self._daemons))
-        return 0
+        return 1 if self._taken else 0
 
     async def _keep(self, daemon: Daemon) -> None:
         failures = 0
+        first = True
         while not self._stopping.is_set():
             started = clock.monotonic()
             child = await asyncio.create_subprocess_exec(
@@ -67,6 +79,12 @@ class Supervisor:
             code = await self._until_end(child)
             if self._stopping.is_set():
                 return
+            if first and code == 1 and api_client.answers(daemon.socket):
+                # It has said so itself. A later life must not end its neighbour: there it is tried again.
+                self._taken = True
+                self._stopping.set()
+                return
+            first = False
             failures = 0 if clock.monotonic() - started >= SETTLED else failures + 1
             delay = restart_delay(failures - 1) if failures else 0.0
             logger.warning("ended, starting again", daemon=daemon.name, code=code, seconds=delay)
